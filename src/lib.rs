@@ -1,0 +1,4 @@
+//! mimic makes a photo move as you do.
+
+pub mod frame;
+pub mod geometry;

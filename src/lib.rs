@@ -2,4 +2,5 @@
 
 pub mod frame;
 pub mod geometry;
+pub mod model;
 pub mod ops;

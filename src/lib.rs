@@ -1,5 +1,6 @@
 //! mimic makes a photo move as you do.
 
+pub mod animate;
 pub mod frame;
 pub mod geometry;
 pub mod model;

@@ -1,0 +1,6 @@
+//! Animation: from driving frames to the motion of a photo.
+
+pub mod motion;
+pub mod pictures;
+
+pub use motion::{Keypoints, MotionOptions, normalise, normalised_distance};

@@ -12,9 +12,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor};
 use common::Comparison;
-use mimic::animate::{Keypoints, MotionOptions, normalise};
+use mimic::animate::{MotionOptions, normalise};
 use mimic::model::{
-    Border, GeneratorOutput, KeypointTensors, ModelConfig, Networks, SourceFeatures, procedural,
+    Border, GeneratorOutput, KeypointTensors, Keypoints, ModelConfig, Networks, SourceFeatures,
+    procedural,
 };
 
 /// Largest difference of keypoints and jacobians.

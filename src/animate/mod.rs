@@ -3,4 +3,4 @@
 pub mod motion;
 pub mod pictures;
 
-pub use motion::{Keypoints, MotionOptions, normalise, normalised_distance};
+pub use motion::{MotionOptions, normalise, normalised_distance};

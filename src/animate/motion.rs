@@ -3,24 +3,14 @@
 //! Plain numbers, a few dozen at a time. What comes out is finite for whatever finite goes in:
 //! keypoints on a line have no area to scale by, and a singular jacobian has no inverse.
 
-use candle_core::{Device, Result, Tensor};
 use geo::{Area, ConvexHull, MultiPoint};
 
-use crate::model::KeypointTensors;
+use crate::model::Keypoints;
 
 /// Below this area (the picture has 4) keypoints count as lying on a line.
 const MIN_AREA: f64 = 1e-8;
 /// Below this determinant a jacobian counts as singular.
 const MIN_DETERMINANT: f64 = 1e-8;
-
-/// The keypoints of one picture.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Keypoints {
-    /// Places as (x, y) in -1..1, the outermost pixels' centres being -1 and 1.
-    pub value: Vec<[f32; 2]>,
-    /// A 2x2 matrix by rows for each, unless the model is of zeroth order.
-    pub jacobian: Option<Vec<[[f32; 2]; 2]>>,
-}
 
 /// How the motion of the driver becomes the photo's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,73 +95,8 @@ pub fn normalised_distance(photo: &Keypoints, frame: &Keypoints) -> f64 {
     }
 }
 
-impl Keypoints {
-    /// The keypoints of each picture of a batch.
-    pub fn from_tensors(tensors: &KeypointTensors) -> Result<Vec<Self>> {
-        let values: Vec<Vec<Vec<f32>>> = tensors.value.to_vec3()?;
-        let (pictures, keypoints, _) = tensors.value.dims3()?;
-        let jacobians: Option<Vec<f32>> = match &tensors.jacobian {
-            Some(jacobian) => Some(jacobian.flatten_all()?.to_vec1()?),
-            None => None,
-        };
-        let mut batch = Vec::with_capacity(pictures);
-        for (i, value) in values.iter().enumerate() {
-            let jacobian = jacobians.as_ref().map(|all| {
-                let (matrices, _) = all.as_chunks::<4>();
-                let of_picture = matrices.iter().skip(i * keypoints).take(keypoints);
-                of_picture.map(|m| [[m[0], m[1]], [m[2], m[3]]]).collect()
-            });
-            batch.push(Self {
-                value: value.iter().map(|v| [v[0], v[1]]).collect(),
-                jacobian,
-            });
-        }
-        Ok(batch)
-    }
-
-    /// A batch for the generator; all have the same number of keypoints, and either all or none
-    /// have jacobians.
-    pub fn to_tensors(batch: &[Self], device: &Device) -> Result<KeypointTensors> {
-        let keypoints = batch.first().map_or(0, |first| first.value.len());
-        let values: Vec<f32> = batch
-            .iter()
-            .flat_map(|kp| kp.value.iter().flatten())
-            .copied()
-            .collect();
-        let value = Tensor::from_vec(values, (batch.len(), keypoints, 2), device)?;
-        let jacobian = if batch.iter().any(|kp| kp.jacobian.is_some()) {
-            let matrices = batch.iter().filter_map(|kp| kp.jacobian.as_ref()).flatten();
-            let values: Vec<f32> = matrices.flatten().flatten().copied().collect();
-            Some(Tensor::from_vec(
-                values,
-                (batch.len(), keypoints, 2, 2),
-                device,
-            )?)
-        } else {
-            None
-        };
-        Ok(KeypointTensors { value, jacobian })
-    }
-
-    /// Area of the convex hull; `None` when it has none or a place is no number.
-    fn hull_area(&self) -> Option<f64> {
-        let places = self
-            .value
-            .iter()
-            .map(|v| (f64::from(v[0]), f64::from(v[1])));
-        if !places.clone().all(|(x, y)| x.is_finite() && y.is_finite()) {
-            return None;
-        }
-        let area = places
-            .collect::<MultiPoint<f64>>()
-            .convex_hull()
-            .unsigned_area();
-        (area > MIN_AREA).then_some(area)
-    }
-}
-
 fn scale_between(source: &Keypoints, initial: &Keypoints) -> f64 {
-    match (source.hull_area(), initial.hull_area()) {
+    match (hull_area(source), hull_area(initial)) {
         (Some(source), Some(initial)) => source.sqrt() / initial.sqrt(),
         _ => 1.0,
     }
@@ -179,7 +104,7 @@ fn scale_between(source: &Keypoints, initial: &Keypoints) -> f64 {
 
 /// Places around their mean, in units of the root of their hull's area.
 fn centred(kp: &Keypoints) -> Option<Vec<[f64; 2]>> {
-    let unit = kp.hull_area()?.sqrt();
+    let unit = hull_area(kp)?.sqrt();
     let mean = |axis: usize| {
         kp.value.iter().map(|v| f64::from(v[axis])).sum::<f64>() / kp.value.len() as f64
     };
@@ -210,6 +135,18 @@ fn to_f32(m: Matrix) -> [[f32; 2]; 2] {
     m.map(|row| row.map(|v| v as f32))
 }
 
+/// Area of the convex hull; `None` when it has none or a place is no number.
+fn hull_area(kp: &Keypoints) -> Option<f64> {
+    let places = kp.value.iter().map(|v| (f64::from(v[0]), f64::from(v[1])));
+    if !places.clone().all(|(x, y)| x.is_finite() && y.is_finite()) {
+        return None;
+    }
+    let area = places
+        .collect::<MultiPoint<f64>>()
+        .convex_hull()
+        .unsigned_area();
+    (area > MIN_AREA).then_some(area)
+}
 #[cfg(test)]
 mod tests {
     use super::*;

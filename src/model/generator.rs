@@ -7,19 +7,13 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{VarBuilder, ops};
 
 use super::blocks::{DownBlock, Head, ResBlock, SameBlock, UpBlock};
+use super::border::{blurred, inside};
 use super::config::{Border, ModelConfig};
 use super::coordinate_grid;
 use super::dense_motion::DenseMotion;
 use super::keypoint_detector::KeypointTensors;
 use crate::ops::grid_sample::{Padding, grid_sample};
 use crate::ops::resample;
-
-/// Width in pixels of the border that [`Border::PaddleGan`] treats on its own.
-pub const BORDER_WIDTH: usize = 5;
-
-/// The kernel by which PaddleGAN softens the border: OpenCV's gaussian of 9 without a given sigma.
-/// For small sizes OpenCV has fixed tables; this is the one for 9, in 1/256.
-const BORDER_BLUR: [f64; 9] = [4.0, 13.0, 30.0, 51.0, 60.0, 51.0, 30.0, 13.0, 4.0];
 
 /// `OcclusionAwareGenerator` of the reference, with its dense motion network.
 #[derive(Clone, Debug)]
@@ -211,33 +205,6 @@ fn soft_inside(h: usize, w: usize, dtype: DType, device: &Device) -> Result<Tens
     outer_product(&blurred(&inside(h)), &blurred(&inside(w)), dtype, device)?.unsqueeze(2)
 }
 
-fn inside(size: usize) -> Vec<f64> {
-    let inner = BORDER_WIDTH..size.saturating_sub(BORDER_WIDTH);
-    (0..size)
-        .map(|i| if inner.contains(&i) { 1.0 } else { 0.0 })
-        .collect()
-}
-
-fn blurred(line: &[f64]) -> Vec<f64> {
-    let radius = BORDER_BLUR.len() / 2;
-    // Beyond the picture is more border: nothing to add.
-    let at = |i: usize| {
-        i.checked_sub(radius)
-            .and_then(|i| line.get(i))
-            .copied()
-            .unwrap_or(0.0)
-    };
-    (0..line.len())
-        .map(|i| {
-            BORDER_BLUR
-                .iter()
-                .enumerate()
-                .map(|(k, v)| v / 256.0 * at(i + k))
-                .sum()
-        })
-        .collect()
-}
-
 fn outer_product(rows: &[f64], columns: &[f64], dtype: DType, device: &Device) -> Result<Tensor> {
     let values: Vec<f64> = rows
         .iter()
@@ -263,11 +230,5 @@ mod tests {
         assert_eq!(row[15], row[4]);
         assert_eq!(row[19], 0.0);
         assert_eq!(inner[4][4], row[4] * row[4]);
-    }
-
-    #[test]
-    fn a_picture_narrower_than_its_borders_is_all_border() {
-        assert_eq!(inside(9), [0.0; 9]);
-        assert_eq!(blurred(&inside(3)), [0.0; 3]);
     }
 }

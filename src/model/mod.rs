@@ -7,11 +7,14 @@
 //! no logging, no gradients of batch norm.
 
 pub mod blocks;
+mod border;
 pub mod config;
 pub mod dense_motion;
 pub mod generator;
 pub mod hourglass;
 pub mod keypoint_detector;
+mod keypoints;
+pub mod packed;
 pub mod procedural;
 mod tensors;
 
@@ -24,6 +27,7 @@ pub use config::{Border, ModelConfig};
 pub use dense_motion::DenseMotion;
 pub use generator::{Generator, GeneratorOutput, SourceFeatures};
 pub use keypoint_detector::{KeypointDetector, KeypointTensors};
+pub use keypoints::Keypoints;
 
 use crate::ops::resample::AntiAlias;
 

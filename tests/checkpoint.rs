@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use mimic::checkpoint::{self, Checkpoint, Error, Format};
+use mimic::model::config::ModelConfig;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -153,6 +154,17 @@ fn the_embedded_model_is_whole() {
     let config: serde_json::Value = serde_json::from_str(&model.config.unwrap()).unwrap();
     assert_eq!(config["common_params"]["num_kp"], 10);
     assert_eq!(config["generator_params"]["num_bottleneck_blocks"], 4);
+}
+
+#[test]
+fn the_embedded_model_fits_its_own_configuration_and_no_other() {
+    let model = checkpoint::embedded().unwrap();
+    let config = model.config.as_deref().unwrap();
+    let config = ModelConfig::from_json(config, model.name.as_deref()).unwrap();
+    checkpoint::check(&model, &config.expected_tensors()).unwrap();
+    let other = ModelConfig::preset("vox-256").unwrap().expected_tensors();
+    let error = checkpoint::check(&model, &other).unwrap_err().to_string();
+    assert!(error.contains("of another shape (generator."), "{error}");
 }
 
 #[test]

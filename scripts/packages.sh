@@ -39,7 +39,7 @@ if [ -n "$others" ]; then
             on_path sudo || { echo "mimic needs $others: as root, apt-get install$debian" >&2; exit 1; }
             as_root=sudo
         fi
-        echo "Installing$debian, for $others." >&2
+        echo "Installing$debian." >&2
         $as_root apt-get update -q >&2
         # shellcheck disable=SC2086 # several packages
         $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \

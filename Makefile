@@ -47,7 +47,7 @@ run: packages
 bench: packages
 	cargo build --locked --release
 	@mkdir -p output
-	@if { [ -x $(VENV)/bin/python ] || python3 -m venv $(VENV); } && \
+	@if { [ -x $(VENV)/bin/pip ] || python3 -m venv $(VENV); } && \
 		$(VENV)/bin/python -m pip install -q -r benches/peers/requirements.txt; then \
 		set -ex; \
 		$(VENV)/bin/python benches/peers/check.py weights/mimic-small.safetensors tests/fixtures; \

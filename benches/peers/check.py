@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import networks
+from presets import PRESETS
 
 TINY = dict(kp=(8, 64), gen=(8, 64), motion=(8, 64), blocks=6)
 
@@ -22,7 +23,7 @@ def check(weights, folder):
     """Compares what it finds; returns the number of quantities that are off, and of those compared."""
     results = []
     if (path := folder / "mimic-small.golden.safetensors").exists() and weights.exists():
-        net = load(networks.build("mimic-small"), weights)
+        net = load(networks.build(PRESETS["mimic-small"]), weights)
         for tuned in (False, True):
             results += embedded(networks.tune(net) if tuned else net, load_file(path), " tuned" if tuned else "")
     for name in ("vox_tiny", "mobile_tiny"):

@@ -19,13 +19,6 @@ from torch.nn.utils import fuse_conv_bn_eval
 KEYPOINTS, CHANNELS, SCALE, TEMPERATURE, VARIANCE = 10, 3, 0.25, 0.1, 0.01
 DEPTH = 5  # of both hourglasses
 
-# kp: width and limit of the keypoint detector; gen: of the generator; motion: of dense motion; blocks: in the bottleneck.
-PRESETS = {
-    "vox-256": dict(kp=(32, 1024), gen=(64, 512), motion=(64, 1024), blocks=6, mobile=False),
-    "vox-mobile": dict(kp=(32, 256), gen=(32, 256), motion=(32, 256), blocks=6, mobile=True),
-    "mimic-small": dict(kp=(16, 256), gen=(32, 256), motion=(32, 256), blocks=4, mobile=False),
-}
-
 
 class Frame(nn.Module):
     """A whole frame: the driving picture's keypoints, relative motion, dense motion, generator."""
@@ -285,9 +278,8 @@ def tune(net):
     return net
 
 
-def build(name_or_config, seed="peers"):
+def build(config, seed="peers"):
     """A network in inference mode, filled with weights that follow from the tensors' names."""
-    config = PRESETS[name_or_config] if isinstance(name_or_config, str) else name_or_config
     net = Frame(**config).eval().requires_grad_(False)
     for name, tensor in net.state_dict().items():
         if not name.endswith(("num_batches_tracked", "down.weight")):

@@ -1,6 +1,6 @@
 """How long PyTorch and ONNX Runtime take for the frames that mimic makes, on this machine.
 
-    python peers.py [--threads 2] [--frames 30] [--networks vox-256 ...] [--compile] [--add MIMIC.json] [--json OUT.json]
+    python peers.py [--threads 2] [--frames 30] [--networks vox-256 ...] [--compile] [--add MIMIC.json ...] [--json OUT.json]
 
 Each engine runs the whole frame (driving keypoints, relative motion, dense motion, generator) at 256x256, once as it
 comes (the photo encoded in every frame, batch norm left for itself) and once tuned (the photo's features cached, batch
@@ -32,8 +32,10 @@ import torch
 
 import check
 import networks
+from presets import PRESETS
 
 COMES, TUNED = "each frame", "cached"
+EMBEDDED = Path(__file__).resolve().parents[2] / "weights" / "mimic-small.safetensors"
 BF16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -44,7 +46,7 @@ def main():
     torch.set_num_threads(args.threads)
     torch.set_num_interop_threads(1)
 
-    rows = json.loads(args.add.read_text())["rows"] if args.add else []
+    rows = [row for file in args.add for row in json.loads(file.read_text())["rows"]]
     for name in args.networks:
         for engine, photo, run in engines(name, args):
             row = {"network": name, "engine": engine, "photo": photo, **measure(run, args)}
@@ -72,11 +74,11 @@ def arguments():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--frames", type=int, default=30, help="timed frames for each row, at least 20 for a number to quote")
     parser.add_argument("--warm-up", type=int, default=5)
-    parser.add_argument("--networks", nargs="+", default=list(networks.PRESETS), choices=list(networks.PRESETS))
+    parser.add_argument("--networks", nargs="+", default=list(PRESETS), choices=list(PRESETS))
     parser.add_argument("--compile", action="store_true", help="torch.compile too (needs a C++ compiler and some minutes)")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast even where the CPU has no unit for it")
-    parser.add_argument("--weights", type=Path, help="mimic-small.safetensors; without it its weights are made up like the others'")
-    parser.add_argument("--add", type=Path, help="what `mimic bench --json` printed")
+    parser.add_argument("--weights", type=Path, default=EMBEDDED, help="of mimic-small; the others' are made up")
+    parser.add_argument("--add", nargs="+", type=Path, default=[], help="what `mimic bench --json` and paddlegan.py printed")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     return parser.parse_args()
 
@@ -85,15 +87,14 @@ def engines(name, args):
     """Yields (engine, photo, a function that makes one frame)."""
     kind = torch.channels_last
     photo, driving, first = (x.contiguous(memory_format=kind) for x in torch.rand(3, 1, 3, 256, 256))
-    net = networks.build(name)
-    if args.weights and name == "mimic-small":
+    net, tuned = networks.build(PRESETS[name]), networks.build(PRESETS[name])
+    if name == "mimic-small" and args.weights.exists():
         check.load(net, args.weights)
+        check.load(tuned, args.weights)
     with torch.inference_mode():
         source, initial = net.kp_detector(photo), net.kp_detector(first)
     ways = [(COMES, net, net.forward, (photo, driving, source, initial))]
-    tuned = networks.tune(networks.build(name))
-    if args.weights and name == "mimic-small":
-        tuned = networks.tune(check.load(networks.build(name), args.weights))
+    networks.tune(tuned)
     with torch.inference_mode():
         features, small = tuned.encode(photo)
     ways.append((TUNED, tuned, tuned.cached, (features, small, driving, source, initial)))
@@ -182,7 +183,7 @@ def machine():
 def table(report):
     """Seconds a frame in Markdown: a row for each engine and way, fastest first, a column for each network."""
     rows = report["rows"]
-    columns = [name for name in networks.PRESETS if any(row["network"] == name for row in rows)]
+    columns = [name for name in PRESETS if any(row["network"] == name for row in rows)]
     cells = {(row["engine"], row["photo"], row["network"]): row for row in rows}
     lines = list(dict.fromkeys((row["engine"], row["photo"]) for row in rows))
     lines.sort(key=lambda line: next(cells[*line, c]["median_s"] for c in columns if (*line, c) in cells))

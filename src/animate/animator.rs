@@ -70,13 +70,19 @@ impl Animator {
 
     /// Looks for the frame that resembles each face of the photo most.
     pub fn search(&self) -> BestFrame {
-        BestFrame { best: vec![None; self.sources.len()], seen: 0 }
+        BestFrame {
+            best: vec![None; self.sources.len()],
+            seen: 0,
+        }
     }
 
     /// Makes what a search found the reference.
     pub fn set_best(&mut self, search: BestFrame) {
-        let found: Option<Vec<Keypoints>> =
-            search.best.into_iter().map(|best| best.map(|(_, _, keypoints)| keypoints)).collect();
+        let found: Option<Vec<Keypoints>> = search
+            .best
+            .into_iter()
+            .map(|best| best.map(|(_, _, keypoints)| keypoints))
+            .collect();
         if let Some(found) = found.filter(|found| !found.is_empty()) {
             self.reference = Reference::Fixed(found);
         }
@@ -98,12 +104,16 @@ impl Animator {
         if matches!(self.reference, Reference::Next) {
             self.set_reference(driving.clone());
         }
-        self.predictions.resize_with(self.sources.len(), Prediction::default);
-        let Reference::Fixed(references) = &self.reference else { return &[] };
+        self.predictions
+            .resize_with(self.sources.len(), Prediction::default);
+        let Reference::Fixed(references) = &self.reference else {
+            return &[];
+        };
         for (i, source) in self.sources.iter().enumerate() {
             let reference = references.get(i).unwrap_or(&references[0]);
             let moved = normalise(&source.keypoints, driving, reference, self.motion);
-            self.engine.generate(source, &moved, &mut self.predictions[i]);
+            self.engine
+                .generate(source, &moved, &mut self.predictions[i]);
         }
         &self.predictions
     }
@@ -125,6 +135,10 @@ pub struct BestFrame {
 impl BestFrame {
     /// The numbers of the frames found, from 0, one for each face.
     pub fn frames(&self) -> Vec<u64> {
-        self.best.iter().flatten().map(|&(_, frame, _)| frame).collect()
+        self.best
+            .iter()
+            .flatten()
+            .map(|&(_, frame, _)| frame)
+            .collect()
     }
 }

@@ -88,8 +88,10 @@ pub fn engine(options: &ModelOptions<'_>) -> Result<Engine, Error> {
         config.border = border;
     }
     let workers = Workers::new(options.threads)?;
-    Engine::new(&config, &checkpoint.tensors, workers)
-        .map_err(|source| Error::Tensors { what: checkpoint.what.clone(), source })
+    Engine::new(&config, &checkpoint.tensors, workers).map_err(|source| Error::Tensors {
+        what: checkpoint.what.clone(),
+        source,
+    })
 }
 
 /// Opens weights and finds their configuration; the tensors are checked against it.
@@ -116,8 +118,13 @@ pub fn checkpoint(
 /// # Errors
 /// When `name` is no preset or there are no threads.
 pub fn procedural(name: &str, threads: usize) -> Result<Engine, Error> {
-    let config = ModelConfig::preset(name).ok_or_else(|| Error::Unknown { what: name.to_owned() })?;
-    let wrong = |source| Error::Tensors { what: name.to_owned(), source };
+    let config = ModelConfig::preset(name).ok_or_else(|| Error::Unknown {
+        what: name.to_owned(),
+    })?;
+    let wrong = |source| Error::Tensors {
+        what: name.to_owned(),
+        source,
+    };
     let checkpoint = checkpoint::embedded()?;
     let tensors = match checkpoint.name.as_deref() == Some(name) {
         true => checkpoint.tensors,
@@ -131,14 +138,21 @@ fn configuration(checkpoint: &Checkpoint, source: ConfigSource<'_>) -> Result<Mo
         if let Some(preset) = ModelConfig::preset(given) {
             return Ok(preset);
         }
-        let text = std::fs::read_to_string(given)
-            .map_err(|source| Error::Read { path: given.to_owned(), source })?;
-        return ModelConfig::from_yaml(&text)
-            .map_err(|source| Error::Config { origin: given.to_owned(), source });
+        let text = std::fs::read_to_string(given).map_err(|source| Error::Read {
+            path: given.to_owned(),
+            source,
+        })?;
+        return ModelConfig::from_yaml(&text).map_err(|source| Error::Config {
+            origin: given.to_owned(),
+            source,
+        });
     }
     if let Some(json) = &checkpoint.config {
         return ModelConfig::from_json(json, checkpoint.name.as_deref()).map_err(|source| {
-            Error::Config { origin: format!("in {}", checkpoint.what), source }
+            Error::Config {
+                origin: format!("in {}", checkpoint.what),
+                source,
+            }
         });
     }
     let presets = match source {
@@ -149,7 +163,11 @@ fn configuration(checkpoint: &Checkpoint, source: ConfigSource<'_>) -> Result<Mo
     match source {
         // Asked for by name: if the tensors are others, the comparison will say which.
         ConfigSource::Preset(_) => presets.next(),
-        _ => presets.find(|preset| checkpoint::check(checkpoint, &preset.expected_tensors()).is_ok()),
+        _ => {
+            presets.find(|preset| checkpoint::check(checkpoint, &preset.expected_tensors()).is_ok())
+        }
     }
-    .ok_or_else(|| Error::Unknown { what: checkpoint.what.clone() })
+    .ok_or_else(|| Error::Unknown {
+        what: checkpoint.what.clone(),
+    })
 }

@@ -337,21 +337,4 @@ mod tests {
             );
         }
     }
-
-    #[test]
-    fn keypoints_survive_the_way_through_tensors() {
-        let batch = [
-            square(0.5, [[1.0, 2.0], [3.0, 4.0]]),
-            square(0.7, [[5.0, 6.0], [7.0, 8.0]]),
-        ];
-        let tensors = Keypoints::to_tensors(&batch, &Device::Cpu).unwrap();
-        assert_eq!(tensors.jacobian.as_ref().unwrap().dims(), [2, 5, 2, 2]);
-        assert_eq!(Keypoints::from_tensors(&tensors).unwrap(), batch);
-        let plain = batch.map(|kp| Keypoints {
-            jacobian: None,
-            ..kp
-        });
-        let tensors = Keypoints::to_tensors(&plain, &Device::Cpu).unwrap();
-        assert_eq!(Keypoints::from_tensors(&tensors).unwrap(), plain);
-    }
 }

@@ -130,25 +130,43 @@ fn window(text: &str) -> Result<Window, String> {
     match text {
         "centre" | "center" => Ok(Window::Centre),
         "whole" => Ok(Window::Whole),
-        _ => text.parse().map(Window::Part).map_err(|e| format!("{e}, nor centre, nor whole")),
+        _ => text
+            .parse()
+            .map(Window::Part)
+            .map_err(|e| format!("{e}, nor centre, nor whole")),
     }
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     let job = job(&args);
-    let motion = MotionOptions { relative: !args.absolute, adapt_scale: !args.no_adapt_scale };
+    let motion = MotionOptions {
+        relative: !args.absolute,
+        adapt_scale: !args.no_adapt_scale,
+    };
     // What is wrong with the inputs should be said before seconds go by.
     media::open_photo(&job.photo)?;
     let engine = engine(&args)?;
     tracing::info!(
         "motion: {}, {}",
-        if motion.relative { "relative to the reference frame (--absolute for the driver's own pose)" } else { "absolute" },
-        if motion.adapt_scale { "scaled by the faces' sizes (--no-adapt-scale to take it as it is)" } else { "not scaled" },
+        if motion.relative {
+            "relative to the reference frame (--absolute for the driver's own pose)"
+        } else {
+            "absolute"
+        },
+        if motion.adapt_scale {
+            "scaled by the faces' sizes (--no-adapt-scale to take it as it is)"
+        } else {
+            "not scaled"
+        },
     );
     let stop: &'static AtomicBool = Box::leak(Box::default());
     let _ = ctrlc::set_handler(|| stop.store(true, Ordering::Relaxed));
 
-    let device = format!("CPU ({}, {} threads)", engine.workers().isa.name(), engine.workers().threads());
+    let device = format!(
+        "CPU ({}, {} threads)",
+        engine.workers().isa.name(),
+        engine.workers().threads()
+    );
     let mut animator = Animator::new(engine, motion);
     let mut bar = Bar::new();
     let result = offline::run(&job, &mut animator, |progress| bar.show(progress), stop);
@@ -165,7 +183,9 @@ fn job(args: &Args) -> Job {
         (faces, _) => Faces::Boxes(faces.to_vec()),
     };
     if args.multi_person && matches!(faces, Faces::Whole) {
-        tracing::warn!("--multi-person without boxes animates the whole photo as one: name the faces with --face X1,Y1,X2,Y2");
+        tracing::warn!(
+            "--multi-person without boxes animates the whole photo as one: name the faces with --face X1,Y1,X2,Y2"
+        );
     }
     let (mode, usual) = match args.paste {
         Paste::Feather => (PasteMode::Feather, Window::Centre),
@@ -189,7 +209,11 @@ fn job(args: &Args) -> Job {
             colour_match: args.colour_match,
             detail: args.detail,
         },
-        compositor: if args.cpu { Choice::Cpu } else { args.compositor },
+        compositor: if args.cpu {
+            Choice::Cpu
+        } else {
+            args.compositor
+        },
         batch: usize::from(args.batch_size),
     }
 }
@@ -199,14 +223,19 @@ fn engine(args: &Args) -> Result<Engine, Failure> {
     let large = args.image_size.as_deref() == Some("512");
     let preset = match (args.mobile_net, large) {
         (true, true) => {
-            return Err(Failure::Usage("there is no compressed model of 512: give --mobile-net or --image-size 512".to_owned()));
+            return Err(Failure::Usage(
+                "there is no compressed model of 512: give --mobile-net or --image-size 512"
+                    .to_owned(),
+            ));
         }
         (true, false) => Some("vox-mobile"),
         (false, true) => Some("vox-512"),
         (false, false) => None,
     };
     if let (Some(preset), None) = (preset, &args.model.weights) {
-        tracing::warn!("no weights of {preset} are given: using the embedded model (--weights FILE for another)");
+        tracing::warn!(
+            "no weights of {preset} are given: using the embedded model (--weights FILE for another)"
+        );
         return args.model.engine(None);
     }
     args.model.engine(preset)
@@ -218,7 +247,10 @@ fn tell(args: &Args, report: &Report, device: &str) {
     if !args.json {
         for output in &report.outputs {
             // A long list of numbered pictures says no more than its ends.
-            if report.outputs.len() <= 2 || Some(output) == report.outputs.first() || Some(output) == report.outputs.last() {
+            if report.outputs.len() <= 2
+                || Some(output) == report.outputs.first()
+                || Some(output) == report.outputs.last()
+            {
                 println!("{}", output.display());
             }
         }
@@ -258,16 +290,30 @@ impl Bar {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let plain = bar.is_hidden();
         bar.enable_steady_tick(Duration::from_millis(200));
-        Self { bar, plain, last: None, started: std::time::Instant::now(), searching: false }
+        Self {
+            bar,
+            plain,
+            last: None,
+            started: std::time::Instant::now(),
+            searching: false,
+        }
     }
 
     fn show(&mut self, progress: Progress) {
-        let what = if progress.searching { "looking for the best frame" } else { "animating" };
+        let what = if progress.searching {
+            "looking for the best frame"
+        } else {
+            "animating"
+        };
         if self.last.is_none() || self.searching != progress.searching {
             (self.searching, self.started) = (progress.searching, std::time::Instant::now());
             let style = "{msg} {bar:30} {pos}/{len} frames, {per_sec}, {eta} left";
             let endless = "{msg} {spinner} {pos} frames, {per_sec}";
-            let template = if progress.total.is_some() { style } else { endless };
+            let template = if progress.total.is_some() {
+                style
+            } else {
+                endless
+            };
             if let Ok(style) = ProgressStyle::with_template(template) {
                 self.bar.set_style(style.with_key("per_sec", fps));
             }
@@ -276,9 +322,14 @@ impl Bar {
             self.last = Some(self.started);
         }
         // The clip's own count is an estimate.
-        self.bar.set_length(progress.total.unwrap_or(0).max(progress.done));
+        self.bar
+            .set_length(progress.total.unwrap_or(0).max(progress.done));
         self.bar.set_position(progress.done);
-        if self.plain && self.last.is_some_and(|last| last.elapsed() >= Duration::from_secs(1)) {
+        if self.plain
+            && self
+                .last
+                .is_some_and(|last| last.elapsed() >= Duration::from_secs(1))
+        {
             self.last = Some(std::time::Instant::now());
             let rate = progress.done as f64 / self.started.elapsed().as_secs_f64();
             match progress.total.filter(|&total| total >= progress.done) {

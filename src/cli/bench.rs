@@ -37,7 +37,11 @@ pub(super) struct Args {
 #[allow(clippy::print_stdout, reason = "this is the result")]
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let usual = ["vox-256", "vox-mobile", "mimic-small"].map(str::to_owned);
-    let networks = if args.network.is_empty() { &usual[..] } else { &args.network };
+    let networks = if args.network.is_empty() {
+        &usual[..]
+    } else {
+        &args.network
+    };
     let threads = args.threads.map_or_else(available_threads, usize::from);
     let mut rows = Vec::new();
     for name in networks {
@@ -106,11 +110,16 @@ fn layers(engine: &mut Engine, args: &Args) -> Vec<Record> {
         engine.workers().meter.switch(false);
         runs.push(engine.workers().meter.take());
     }
-    let Some(first) = runs.first() else { return Vec::new() };
+    let Some(first) = runs.first() else {
+        return Vec::new();
+    };
     let mut layers = first.clone();
     for (i, layer) in layers.iter_mut().enumerate() {
-        let mut seconds: Vec<f64> =
-            runs.iter().filter_map(|run| run.get(i)).map(|record| record.seconds).collect();
+        let mut seconds: Vec<f64> = runs
+            .iter()
+            .filter_map(|run| run.get(i))
+            .map(|record| record.seconds)
+            .collect();
         seconds.sort_by(f64::total_cmp);
         layer.seconds = seconds[seconds.len() / 2];
     }
@@ -120,14 +129,22 @@ fn layers(engine: &mut Engine, args: &Args) -> Vec<Record> {
 #[allow(clippy::print_stdout, reason = "this is the result")]
 fn print(layers: &[Record]) {
     let total: f64 = layers.iter().map(|layer| layer.seconds).sum();
-    println!("{:60} {:>10} {:>8} {:>9} {:>6}", "layer", "by", "ms", "GFLOP/s", "%");
+    println!(
+        "{:60} {:>10} {:>8} {:>9} {:>6}",
+        "layer", "by", "ms", "GFLOP/s", "%"
+    );
     for layer in layers {
         let rate = match layer.flops {
             0 => String::new(),
             flops => format!("{:.0}", flops as f64 / layer.seconds / 1e9),
         };
         let share = 100.0 * layer.seconds / total;
-        println!("{:60} {:>10} {:8.3} {rate:>9} {share:6.1}", layer.name, layer.algorithm, layer.seconds * 1e3);
+        println!(
+            "{:60} {:>10} {:8.3} {rate:>9} {share:6.1}",
+            layer.name,
+            layer.algorithm,
+            layer.seconds * 1e3
+        );
     }
     println!("{:60} {:>10} {:8.3}", "sum", "", total * 1e3);
 }
@@ -145,8 +162,16 @@ fn pictures(size: u32) -> [Vec<u8>; 3] {
         let wave = |x: f32| (x.sin() * 100.0 + 128.0) as u8;
         (0..size * size)
             .flat_map(|i| {
-                let (x, y) = ((i % size) as f32 / size as f32, (i / size) as f32 / size as f32);
-                [wave(9.0 * x + phase), wave(7.0 * y - phase), wave(11.0 * (x + y) + 2.0 * phase), 255]
+                let (x, y) = (
+                    (i % size) as f32 / size as f32,
+                    (i / size) as f32 / size as f32,
+                );
+                [
+                    wave(9.0 * x + phase),
+                    wave(7.0 * y - phase),
+                    wave(11.0 * (x + y) + 2.0 * phase),
+                    255,
+                ]
             })
             .collect()
     })

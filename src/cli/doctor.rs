@@ -12,8 +12,16 @@ pub(super) fn run() -> Result<(), Failure> {
     println!("mimic {}", env!("CARGO_PKG_VERSION"));
 
     let units: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
-    println!("processor    {} threads, {}", available_threads(), std::env::consts::ARCH);
-    println!("             networks run on {} (this machine has {})", Isa::detected().name(), units.join(", "));
+    println!(
+        "processor    {} threads, {}",
+        available_threads(),
+        std::env::consts::ARCH
+    );
+    println!(
+        "             networks run on {} (this machine has {})",
+        Isa::detected().name(),
+        units.join(", ")
+    );
 
     let adapters = gpu::adapters();
     if adapters.is_empty() {
@@ -22,7 +30,11 @@ pub(super) fn run() -> Result<(), Failure> {
     for (i, adapter) in adapters.iter().enumerate() {
         println!(
             "{}{} ({}, {}, {})",
-            if i == 0 { "graphics     " } else { "             " },
+            if i == 0 {
+                "graphics     "
+            } else {
+                "             "
+            },
             adapter.name,
             adapter.kind,
             adapter.backend,

@@ -126,7 +126,10 @@ mod tests {
     fn flags_are_read_with_underscores_and_values_left_alone() {
         let text = |s: &str| dashed(s.into()).into_string().unwrap();
         assert_eq!(text("--source_image"), "--source-image");
-        assert_eq!(text("--source_image=my_photo.png"), "--source-image=my_photo.png");
+        assert_eq!(
+            text("--source_image=my_photo.png"),
+            "--source-image=my_photo.png"
+        );
         assert_eq!(text("my_photo.png"), "my_photo.png");
         assert_eq!(text("-o"), "-o");
         assert_eq!(text("--"), "--");

@@ -35,19 +35,35 @@ enum Command {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let Command::Import { file, config, output, f32 } = &args.command;
-    if output.extension().is_none_or(|extension| extension != "safetensors") {
+    let Command::Import {
+        file,
+        config,
+        output,
+        f32,
+    } = &args.command;
+    if output
+        .extension()
+        .is_none_or(|extension| extension != "safetensors")
+    {
         return Err(Failure::Usage(format!(
             "the output {} must end in .safetensors",
             output.display()
         )));
     }
-    let source = config.as_deref().map_or(ConfigSource::Found, ConfigSource::Given);
+    let source = config
+        .as_deref()
+        .map_or(ConfigSource::Found, ConfigSource::Given);
     let (checkpoint, config) = load::checkpoint(Some(file), source)?;
     let name = checkpoint
         .name
         .clone()
-        .or_else(|| file.file_name()?.to_str()?.split('.').next().map(str::to_owned))
+        .or_else(|| {
+            file.file_name()?
+                .to_str()?
+                .split('.')
+                .next()
+                .map(str::to_owned)
+        })
         .unwrap_or_default();
     checkpoint::save_lean(output, &checkpoint.tensors, &config.to_json(), &name, !f32)?;
     let size = |path| std::fs::metadata(path).map_or(0, |m| m.len()) as f64 / 1e6;

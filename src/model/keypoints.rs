@@ -61,3 +61,25 @@ impl Keypoints {
         Ok(KeypointTensors { value, jacobian })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keypoints_survive_the_way_through_tensors() {
+        let batch = [1.0, 2.0].map(|v| Keypoints {
+            value: vec![[v, -v]; 5],
+            jacobian: Some(vec![[[v, 2.0], [3.0, -v]]; 5]),
+        });
+        let tensors = Keypoints::to_tensors(&batch, &Device::Cpu).unwrap();
+        assert_eq!(tensors.jacobian.as_ref().unwrap().dims(), [2, 5, 2, 2]);
+        assert_eq!(Keypoints::from_tensors(&tensors).unwrap(), batch);
+        let plain = batch.map(|kp| Keypoints {
+            jacobian: None,
+            ..kp
+        });
+        let tensors = Keypoints::to_tensors(&plain, &Device::Cpu).unwrap();
+        assert_eq!(Keypoints::from_tensors(&tensors).unwrap(), plain);
+    }
+}

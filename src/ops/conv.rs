@@ -202,3 +202,197 @@ impl Sink {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::blocked::{pack, unpack};
+    use super::super::reference::{self, error, noise};
+    use super::*;
+
+    /// Relative to the output's root mean square; F(4, 3) in f32 comes to 1e-5.
+    const TOLERANCE: f64 = 3e-5;
+
+    struct Case {
+        channels: Channels,
+        outs: usize,
+        size: Size,
+        spec: Spec,
+    }
+
+    fn case(
+        ins: usize,
+        outs: usize,
+        (height, width): (usize, usize),
+        kernel: usize,
+        padding: usize,
+    ) -> Case {
+        let spec = Spec {
+            kernel,
+            padding,
+            upsample: false,
+            relu: true,
+        };
+        Case {
+            channels: Channels::new(ins),
+            outs,
+            size: Size { height, width },
+            spec,
+        }
+    }
+
+    fn up(case: Case) -> Case {
+        Case {
+            spec: Spec {
+                upsample: true,
+                ..case.spec
+            },
+            ..case
+        }
+    }
+
+    /// Runs a case with every epilogue on every instruction set; gives the kernel's name.
+    fn check(case: &Case) -> &'static str {
+        let Case {
+            channels,
+            outs,
+            size,
+            spec,
+        } = case;
+        let input = noise(channels.count() * size.pixels(), 1);
+        let weight = noise(outs * channels.count() * spec.kernel.pow(2), 2);
+        let bias = noise(*outs, 3);
+        let (wanted, out_size) = reference::conv(&input, *size, &weight, &bias, *spec, false);
+        let out_channels = Channels::new(*outs);
+        let packed = pack(&input, channels, *size);
+        let mut name = "";
+        for isa in Isa::available() {
+            let workers = Workers::with_isa(2, isa).unwrap();
+            let conv = Conv::new(*spec, &weight, &bias, channels, *size, isa);
+            assert_eq!(conv.output_size(*size, false), out_size);
+            name = conv.algorithm();
+            let label = format!(
+                "{name} on {}: {} -> {outs}, {size:?}, {spec:?}",
+                isa.name(),
+                channels.count()
+            );
+            let close = |got: &[f32], wanted: &[f32], what: &str| {
+                let error = error(got, wanted);
+                assert!(error < TOLERANCE, "{label}, {what}: {error:e}");
+            };
+
+            let mut out = Buffer::zeroed(out_size.values(out_channels.blocks()));
+            conv.run(&workers, &packed, *size, &mut out, Epilogue::default());
+            close(&unpack(&out, &out_channels, out_size), &wanted, "plain");
+
+            // Once more on top of itself, with a second output.
+            let (scale, shift) = (noise(out.len(), 4), noise(out.len(), 5));
+            let mut second = out.clone();
+            let activated = Some(Activated {
+                out: &mut second,
+                scale: &scale,
+                shift: &shift,
+            });
+            let epilogue = Epilogue {
+                residual: true,
+                activated,
+                pool: false,
+            };
+            conv.run(&workers, &packed, *size, &mut out, epilogue);
+            let doubled: Vec<f32> = wanted.iter().map(|v| v * 2.0).collect();
+            close(&unpack(&out, &out_channels, out_size), &doubled, "residual");
+            let moved: Vec<f32> = doubled
+                .iter()
+                .enumerate()
+                .map(|(i, v)| {
+                    (v * scale[i / out_size.pixels()] + shift[i / out_size.pixels()]).max(0.0)
+                })
+                .collect();
+            close(
+                &unpack(&second, &out_channels, out_size),
+                &moved,
+                "activated",
+            );
+
+            if !spec.upsample && out_size.height % 2 + out_size.width % 2 == 0 {
+                let half = conv.output_size(*size, true);
+                let mut out = Buffer::zeroed(half.values(out_channels.blocks()));
+                conv.run(
+                    &workers,
+                    &packed,
+                    *size,
+                    &mut out,
+                    Epilogue {
+                        pool: true,
+                        ..Epilogue::default()
+                    },
+                );
+                close(
+                    &unpack(&out, &out_channels, half),
+                    &reference::pool(&wanted, out_size),
+                    "pooled",
+                );
+            }
+        }
+        name
+    }
+
+    #[test]
+    fn large_maps_go_by_tiles_of_four() {
+        for case in [
+            case(5, 20, (33, 40), 3, 1),
+            case(32, 16, (64, 64), 3, 1),
+            case(20, 7, (35, 38), 3, 0),
+        ] {
+            assert_eq!(check(&case), "F(4,3)");
+        }
+    }
+
+    #[test]
+    fn smaller_maps_go_by_tiles_of_two() {
+        for case in [
+            case(20, 7, (9, 13), 3, 1),
+            case(17, 33, (8, 30), 3, 1),
+            case(3, 3, (12, 12), 3, 0),
+        ] {
+            assert_eq!(check(&case), "F(2,3)");
+        }
+    }
+
+    #[test]
+    fn doubled_maps_are_folded() {
+        for case in [
+            case(20, 7, (9, 13), 3, 1),
+            case(16, 33, (8, 8), 3, 1),
+            case(3, 40, (32, 17), 3, 1),
+        ] {
+            assert_eq!(check(&up(case)), "up F(3,2)");
+        }
+    }
+
+    #[test]
+    fn everything_else_goes_directly() {
+        for case in [
+            up(case(17, 33, (4, 4), 3, 1)),
+            up(case(40, 40, (2, 2), 3, 1)),
+            case(17, 33, (4, 6), 3, 1),
+            case(40, 70, (2, 2), 3, 1),
+            case(19, 50, (20, 20), 7, 0),
+            case(19, 12, (20, 21), 7, 3),
+            case(40, 100, (16, 18), 1, 0),
+            case(8, 8, (1, 1), 3, 1),
+        ] {
+            assert_eq!(check(&case), "direct");
+        }
+    }
+
+    #[test]
+    fn concatenations_keep_their_gaps() {
+        for size in [4, 8, 32] {
+            let case = case(0, 20, (size, size), 3, 1);
+            check(&Case {
+                channels: Channels::concat(10, 19),
+                ..case
+            });
+        }
+    }
+}

@@ -165,3 +165,42 @@ unsafe fn body<S: Simd, const ROWS: usize, const WIDE: usize>(row: &Row) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::blocked::{pack, unpack};
+    use super::super::conv::Spec;
+    use super::super::reference::{conv, error, noise};
+    use super::*;
+
+    #[test]
+    fn every_channel_has_its_own_filter() {
+        for (channels, height, width, upsample, relu) in [
+            (5, 7, 9, false, false),
+            (40, 16, 12, false, true),
+            (20, 6, 5, true, true),
+            (3, 1, 1, true, false),
+        ] {
+            let size = Size { height, width };
+            let input = noise(channels * size.pixels(), 1);
+            let (weight, bias) = (noise(channels * 9, 2), noise(channels, 3));
+            let spec = Spec {
+                kernel: 3,
+                padding: 1,
+                upsample,
+                relu,
+            };
+            let (wanted, out_size) = conv(&input, size, &weight, &bias, spec, true);
+            let channels = Channels::new(channels);
+            for isa in Isa::available() {
+                let workers = Workers::with_isa(2, isa).unwrap();
+                let layer = Depthwise::new(&weight, &bias, &channels, upsample, relu, isa);
+                assert_eq!(layer.output_size(size), out_size);
+                let mut out = Buffer::zeroed(out_size.values(channels.blocks()));
+                layer.run(&workers, &pack(&input, &channels, size), size, &mut out);
+                let error = error(&unpack(&out, &channels, out_size), &wanted);
+                assert!(error < 1e-5, "{} {size:?}: {error:e}", isa.name());
+            }
+        }
+    }
+}

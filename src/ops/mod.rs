@@ -20,6 +20,8 @@ pub mod depthwise;
 pub mod direct;
 pub mod grid_sample;
 pub mod matrix;
+#[cfg(test)]
+pub(crate) mod reference;
 pub mod resample;
 pub mod simd;
 pub mod thin;

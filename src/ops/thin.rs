@@ -193,3 +193,39 @@ unsafe fn tap<S: Simd>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::blocked::pack;
+    use super::super::reference::{conv, error, noise};
+    use super::*;
+
+    #[test]
+    fn few_outputs_are_summed_over_the_lanes() {
+        for (ins, outs, height, width, kernel) in [
+            (20, 3, 9, 13, 7),
+            (32, 3, 16, 16, 3),
+            (5, 4, 6, 3, 7),
+            (3, 1, 1, 1, 3),
+        ] {
+            let (size, channels) = (Size { height, width }, Channels::new(ins));
+            let spec = Spec {
+                kernel,
+                padding: kernel / 2,
+                upsample: false,
+                relu: false,
+            };
+            let input = noise(ins * size.pixels(), 1);
+            let (weight, bias) = (noise(outs * ins * kernel * kernel, 2), noise(outs, 3));
+            let (wanted, _) = conv(&input, size, &weight, &bias, spec, false);
+            for isa in Isa::available() {
+                let workers = Workers::with_isa(2, isa).unwrap();
+                let mut out = vec![0.0; wanted.len()];
+                let layer = Thin::new(spec, &weight, &bias, &channels, isa);
+                layer.run(&workers, &pack(&input, &channels, size), size, &mut out);
+                let error = error(&out, &wanted);
+                assert!(error < 1e-5, "{} {size:?}: {error:e}", isa.name());
+            }
+        }
+    }
+}

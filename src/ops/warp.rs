@@ -124,3 +124,73 @@ unsafe fn body<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::super::blocked::{Buffer, Channels, pack, unpack};
+    use super::super::conv::Epilogue;
+    use super::super::grid_sample::{Padding, grid_sample};
+    use super::super::reference::{error, noise};
+    use super::super::simd::Isa;
+    use super::*;
+
+    #[test]
+    fn samples_are_those_of_grid_sample() {
+        let (from, to) = (
+            Size {
+                height: 9,
+                width: 7,
+            },
+            Size {
+                height: 5,
+                width: 6,
+            },
+        );
+        let channels = Channels::new(20);
+        let input = noise(20 * from.pixels(), 1);
+        // Some outside, some far outside, some on the edge.
+        let mut grid: Vec<f32> = noise(2 * to.pixels(), 2).iter().map(|v| v * 1.5).collect();
+        grid[..6].copy_from_slice(&[-1.0, -1.0, 1.0, 1.0, 1e30, -1e30]);
+        let tensor = |values: &[f32], shape: &[usize]| {
+            Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
+        };
+        let wanted = grid_sample(
+            &tensor(&input, &[1, 20, 9, 7]),
+            &tensor(&grid, &[1, 5, 6, 2]),
+            Padding::Zeros,
+            true,
+        );
+        let wanted: Vec<f32> = wanted.unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let halved: Vec<f32> = wanted.iter().map(|v| v * 0.5).collect();
+        let taps: Vec<Tap> = grid
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&at| Tap::at(at, from, 0.5))
+            .collect();
+        let bias = Buffer::zeroed(32);
+        for isa in Isa::available() {
+            let workers = Workers::with_isa(2, isa).unwrap();
+            let mut out = Buffer::zeroed(to.values(2));
+            let sink = Sink::new(&mut out, to, &bias, false, Epilogue::default());
+            warp(&workers, &pack(&input, &channels, from), from, &taps, sink);
+            assert!(
+                error(&unpack(&out, &channels, to), &halved) < 1e-5,
+                "{}",
+                isa.name()
+            );
+        }
+    }
+
+    #[test]
+    fn no_coordinate_leaves_the_picture() {
+        let size = Size::square(4);
+        for at in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1e38, 1.0, -1.0] {
+            let tap = Tap::at([at, 0.0], size, 1.0);
+            assert!(tap.places.iter().all(|&p| p < 16), "{at}");
+            assert!(tap.weights.iter().all(|w| w.is_finite()), "{at}");
+        }
+    }
+}

@@ -158,13 +158,17 @@ pub fn run(
     let mut seconds = Stages::default();
     let photo = media::open_photo(&job.photo)?;
     let crops = crops(job, &photo)?;
-    let clip = media::clip::open(&job.clip, &ReadOptions::default())?.info().clone();
+    let clip = media::clip::open(&job.clip, &ReadOptions::default())?
+        .info()
+        .clone();
     let read = read_options(job, &clip, animator.size());
     let mut source = media::clip::open(&job.clip, &read)?;
 
     let mut compositor = Compositor::new(job.compositor)?;
     compositor.set_photo(&photo, &crops, animator.size())?;
-    let views = crops.iter().map(|&crop| gpu::model_view(&photo, crop, animator.size()));
+    let views = crops
+        .iter()
+        .map(|&crop| gpu::model_view(&photo, crop, animator.size()));
     animator.set_photo(&views.collect::<Result<Vec<_>, _>>()?);
     seconds.prepare = start.elapsed().as_secs_f64();
 
@@ -172,8 +176,13 @@ pub fn run(
     match job.reference {
         ReferenceFrame::Number(0) => {}
         ReferenceFrame::Number(number) => {
-            let mut later =
-                media::clip::open(&job.clip, &ReadOptions { start_frame: number, ..read.clone() })?;
+            let mut later = media::clip::open(
+                &job.clip,
+                &ReadOptions {
+                    start_frame: number,
+                    ..read.clone()
+                },
+            )?;
             later.read(&mut frame)?;
             let keypoints = animator.keypoints(&frame);
             animator.set_reference(keypoints);
@@ -197,10 +206,27 @@ pub fn run(
             inputs: vec![job.photo.clone(), job.clip.clone()],
         },
     )?;
-    let compose = Compose { compositor, sink, paste: job.paste };
+    let compose = Compose {
+        compositor,
+        sink,
+        paste: job.paste,
+    };
     let total = clip.frames;
-    let report = |done| progress(Progress { searching: false, done, total });
-    let (compose, stages) = stream(source, animator, compose, job.batch.clamp(1, 64), report, cancel)?;
+    let report = |done| {
+        progress(Progress {
+            searching: false,
+            done,
+            total,
+        })
+    };
+    let (compose, stages) = stream(
+        source,
+        animator,
+        compose,
+        job.batch.clamp(1, 64),
+        report,
+        cancel,
+    )?;
     let finishing = Instant::now();
     let outputs = compose.sink.finish()?;
     Ok(Report {
@@ -221,14 +247,16 @@ fn crops(job: &Job, photo: &RgbaImage) -> Result<Vec<Rect>, faces::Error> {
     let (width, height) = photo.dimensions();
     match &job.faces {
         Faces::Whole => Ok(vec![Rect::of_size(width, height)]),
-        Faces::Crops(crops) => {
-            crops.iter().map(|&crop| faces::clip_crop(crop, width, height)).collect()
-        }
+        Faces::Crops(crops) => crops
+            .iter()
+            .map(|&crop| faces::clip_crop(crop, width, height))
+            .collect(),
         Faces::Boxes(boxes) => match job.paste.mode {
             PasteMode::PaddleGan => faces::paddlegan_crops(boxes, width, height),
-            PasteMode::Feather => {
-                boxes.iter().map(|&face| faces::square_crop(face, width, height)).collect()
-            }
+            PasteMode::Feather => boxes
+                .iter()
+                .map(|&face| faces::square_crop(face, width, height))
+                .collect(),
         },
     }
 }
@@ -239,11 +267,18 @@ fn read_options(job: &Job, clip: &ClipInfo, size: u32) -> ReadOptions {
         Window::Part(part) => Some(part),
         Window::Centre => {
             let side = clip.width.min(clip.height) as i32;
-            let (x, y) = ((clip.width as i32 - side) / 2, (clip.height as i32 - side) / 2);
+            let (x, y) = (
+                (clip.width as i32 - side) / 2,
+                (clip.height as i32 - side) / 2,
+            );
             Some(Rect::new(x, y, x + side, y + side))
         }
     };
-    ReadOptions { crop, size: Some((size, size)), ..ReadOptions::default() }
+    ReadOptions {
+        crop,
+        size: Some((size, size)),
+        ..ReadOptions::default()
+    }
 }
 
 fn search(
@@ -263,7 +298,11 @@ fn search(
         let keypoints = animator.keypoints(&frame);
         animator.consider(&mut found, &keypoints);
         done += 1;
-        progress(Progress { searching: true, done, total });
+        progress(Progress {
+            searching: true,
+            done,
+            total,
+        });
     }
     Ok(found)
 }
@@ -298,12 +337,19 @@ fn stream(
         let (predictions_out, predictions) = sync_channel(ahead);
         let (spent_predictions, reuse_predictions) = sync_channel(ahead + 2);
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let unstarted = |name| move |e: std::io::Error| Error::Thread { name, why: e.to_string() };
+        let unstarted = |name| {
+            move |e: std::io::Error| Error::Thread {
+                name,
+                why: e.to_string(),
+            }
+        };
         let decoder = named("decode")
             .spawn_scoped(scope, move || decode(source, &frames_out, &reuse_frames))
             .map_err(unstarted("decode"))?;
         let encoder = named("encode")
-            .spawn_scoped(scope, move || encode(compose, &predictions, &spent_predictions))
+            .spawn_scoped(scope, move || {
+                encode(compose, &predictions, &spent_predictions)
+            })
             .map_err(unstarted("encode"))?;
 
         let mut streamed = Streamed::default();
@@ -330,11 +376,20 @@ fn stream(
             progress(streamed.frames);
         }
         drop(predictions_out);
-        let died = |name| move |_| Error::Thread { name, why: "it panicked".to_owned() };
+        let died = |name| {
+            move |_| Error::Thread {
+                name,
+                why: "it panicked".to_owned(),
+            }
+        };
         let (compose, composing, encoding) = encoder.join().map_err(died("encode"))??;
         streamed.seconds.decode = decoder.join().map_err(died("decode"))??;
         (streamed.seconds.compose, streamed.seconds.encode) = (composing, encoding);
-        if cancelled { Err(Error::Cancelled) } else { Ok((compose, streamed)) }
+        if cancelled {
+            Err(Error::Cancelled)
+        } else {
+            Ok((compose, streamed))
+        }
     })
 }
 
@@ -361,8 +416,9 @@ fn encode(
 ) -> Result<(Compose, f64, f64), Error> {
     let (mut composing, mut writing) = (0.0, 0.0);
     for made in predictions {
-        let picture =
-            timed(&mut composing, || compose.compositor.composite(&made, &compose.paste))?;
+        let picture = timed(&mut composing, || {
+            compose.compositor.composite(&made, &compose.paste)
+        })?;
         timed(&mut writing, || compose.sink.write(picture))?;
         let _ = spent.try_send(made);
     }

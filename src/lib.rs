@@ -1,4 +1,6 @@
 //! mimic makes a photo move as you do.
 
+pub mod faces;
 pub mod frame;
 pub mod geometry;
+pub mod gpu;

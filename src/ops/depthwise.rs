@@ -85,7 +85,7 @@ impl Depthwise {
                 let row = Row {
                     input: input[block * size.pixels() * BLOCK..].as_ptr(),
                     size,
-                    scale: out_size.height / size.height,
+                    doubling: usize::from(self.upsample),
                     weights: self.weights[block * 9 * BLOCK..].as_ptr(),
                     bias: self.bias[block * BLOCK..].as_ptr(),
                     relu: self.relu,
@@ -107,8 +107,8 @@ impl Depthwise {
 struct Row {
     input: *const f32,
     size: Size,
-    /// Output pixels for each input pixel.
-    scale: usize,
+    /// 1 after nearest x2: the shift from output to input pixels.
+    doubling: usize,
     weights: *const f32,
     bias: *const f32,
     relu: bool,
@@ -124,7 +124,7 @@ kernel!(
 #[inline(always)]
 unsafe fn body<S: Simd, const ROWS: usize, const WIDE: usize>(row: &Row) {
     let Size { height, width } = row.size;
-    let out_width = width * row.scale;
+    let out_width = width << row.doubling;
     // SAFETY: rows and columns are checked against the picture.
     unsafe {
         // A row outside the picture repeats one inside with weights of zero.
@@ -132,8 +132,8 @@ unsafe fn body<S: Simd, const ROWS: usize, const WIDE: usize>(row: &Row) {
         let mut kept = [0.0; 3];
         for ky in 0..3 {
             let y = (row.y + ky).wrapping_sub(1);
-            if y < height * row.scale {
-                lines[ky] = row.input.add(y / row.scale * width * BLOCK);
+            if y < height << row.doubling {
+                lines[ky] = row.input.add((y >> row.doubling) * width * BLOCK);
                 kept[ky] = 1.0;
             }
         }
@@ -151,7 +151,7 @@ unsafe fn body<S: Simd, const ROWS: usize, const WIDE: usize>(row: &Row) {
                 for kx in 0..3 {
                     let from = (x + kx).wrapping_sub(1);
                     if from < out_width {
-                        let at = from / row.scale * BLOCK + lane;
+                        let at = (from >> row.doubling) * BLOCK + lane;
                         for ky in 0..3 {
                             sum = S::fma(S::load(lines[ky].add(at)), taps[ky][kx], sum);
                         }

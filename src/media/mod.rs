@@ -9,11 +9,17 @@
 //! - [`sink`]: the result side, [`FrameSink`]: mp4, webm, gif, numbered pictures, and where they go.
 //! - [`ffmpeg`]: finding and running the program.
 
+pub mod clip;
 pub mod error;
 pub mod ffmpeg;
 pub mod photo;
 
+mod pattern;
+mod probe;
+mod stills;
+mod video;
 
+pub use clip::{ClipInfo, Fps, FrameSource, ReadOptions};
 pub use error::Error;
 pub use photo::open_photo;
 

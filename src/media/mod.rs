@@ -13,15 +13,19 @@ pub mod clip;
 pub mod error;
 pub mod ffmpeg;
 pub mod photo;
+pub mod sink;
 
+mod encode;
 mod pattern;
 mod probe;
+mod sequence;
 mod stills;
 mod video;
 
 pub use clip::{ClipInfo, Fps, FrameSource, ReadOptions};
 pub use error::Error;
 pub use photo::open_photo;
+pub use sink::{FrameSink, WriteOptions, resolve_output};
 
 /// The most pixels a photo or a frame may have: 100 megapixels, 400 MB as RGBA.
 ///

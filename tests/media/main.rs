@@ -5,4 +5,5 @@
 mod clips;
 mod helpers;
 mod photos;
+mod sinks;
 mod trouble;

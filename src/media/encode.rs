@@ -312,7 +312,7 @@ impl Format {
         add(&format!("-c:v {codec}"));
         match codec {
             // Measured at 858x1280 and at 256x256: as cheap as superfast (14 and 1.5 ms of processor time a
-            // frame, half of the former for reading and converting RGBA) at a third of its size.
+            // frame, half of the former for reading and converting RGBA) at less than half its size.
             "libx264" => add("-preset veryfast -crf 15"),
             "libvpx-vp9" => add("-deadline realtime -cpu-used 6 -row-mt 1 -crf 24 -b:v 0"),
             "libvpx" => add(&format!(

@@ -63,7 +63,11 @@ impl Rect {
     pub fn iou(&self, other: &Self) -> f64 {
         let shared = self.intersect(other).area();
         let union = self.area() + other.area() - shared;
-        if union == 0 { 0.0 } else { shared as f64 / union as f64 }
+        if union == 0 {
+            0.0
+        } else {
+            shared as f64 / union as f64
+        }
     }
 }
 
@@ -88,7 +92,9 @@ impl FromStr for Rect {
         };
         let rect = Self::new(x1, y1, x2, y2);
         if rect.is_empty() {
-            return Err(format!("the box {text} is empty: X2 must be over X1 and Y2 over Y1"));
+            return Err(format!(
+                "the box {text} is empty: X2 must be over X1 and Y2 over Y1"
+            ));
         }
         Ok(rect)
     }
@@ -103,7 +109,15 @@ mod tests {
         let rect: Rect = "10, -20,30,40".parse().unwrap();
         assert_eq!(rect, Rect::new(10, -20, 30, 40));
         assert_eq!(rect.to_string().parse::<Rect>().unwrap(), rect);
-        for bad in ["", "1,2,3", "1,2,3,4,5", "a,b,c,d", "5,5,5,9", "9,0,1,4", "1e9,0,2,2"] {
+        for bad in [
+            "",
+            "1,2,3",
+            "1,2,3,4,5",
+            "a,b,c,d",
+            "5,5,5,9",
+            "9,0,1,4",
+            "1e9,0,2,2",
+        ] {
             assert!(bad.parse::<Rect>().is_err(), "{bad}");
         }
     }

@@ -1,0 +1,173 @@
+//! From a weights file to an engine that runs it.
+
+use std::path::Path;
+
+use crate::checkpoint::{self, Checkpoint};
+use crate::model::config::{self, Border, ModelConfig, PRESETS};
+use crate::model::packed::Engine;
+use crate::model::procedural;
+use crate::ops::threads::Workers;
+
+/// What a model is loaded from, and how it is to run.
+#[derive(Clone, Debug, Default)]
+pub struct ModelOptions<'a> {
+    /// The checkpoint; the embedded model without one.
+    pub weights: Option<&'a Path>,
+    /// Its configuration, where the weights do not bring it.
+    pub config: ConfigSource<'a>,
+    /// Treat the picture's border otherwise than the configuration says.
+    pub border: Option<Border>,
+    /// Threads of the networks.
+    pub threads: usize,
+}
+
+/// Where a model's configuration comes from.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum ConfigSource<'a> {
+    /// The weights' header, else the preset whose tensors the weights hold.
+    #[default]
+    Found,
+    /// A YAML file of PaddleGAN or first-order-model, or the name of a preset.
+    Given(&'a str),
+    /// A preset, when the weights' header says nothing.
+    Preset(&'a str),
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The weights cannot be read, or are another model's.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+    /// The configuration cannot be read from disk.
+    #[error("cannot read the configuration {path}: {source}; give a YAML file or one of {presets}", presets = PRESETS.join(", "))]
+    Read {
+        /// What was given.
+        path: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The configuration says something impossible.
+    #[error("the configuration {origin} cannot be used: {source}")]
+    Config {
+        /// The file or the weights it is from.
+        origin: String,
+        /// What is wrong.
+        source: config::Error,
+    },
+    /// Nothing says what model the weights are of.
+    #[error(
+        "{what} does not say which model it is, and its tensors are those of no preset ({presets}): give its YAML file with --config",
+        presets = PRESETS.join(", ")
+    )]
+    Unknown {
+        /// The weights.
+        what: String,
+    },
+    /// The tensors do not make the networks.
+    #[error("{what} does not make a model: {source}")]
+    Tensors {
+        /// The weights.
+        what: String,
+        /// What is wrong.
+        source: candle_core::Error,
+    },
+    /// The system gives no threads.
+    #[error("cannot start the inference threads: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+}
+
+/// Opens weights, finds their configuration and packs the engine.
+///
+/// # Errors
+/// When the weights are damaged, are another model's or hold values that are no numbers; when the
+/// configuration cannot be found or used.
+pub fn engine(options: &ModelOptions<'_>) -> Result<Engine, Error> {
+    let (checkpoint, mut config) = checkpoint(options.weights, options.config)?;
+    if let Some(border) = options.border {
+        config.border = border;
+    }
+    let workers = Workers::new(options.threads)?;
+    Engine::new(&config, &checkpoint.tensors, workers).map_err(|source| Error::Tensors {
+        what: checkpoint.what.clone(),
+        source,
+    })
+}
+
+/// Opens weights and finds their configuration; the tensors are checked against it.
+///
+/// # Errors
+/// As [`engine`].
+pub fn checkpoint(
+    weights: Option<&Path>,
+    source: ConfigSource<'_>,
+) -> Result<(Checkpoint, ModelConfig), Error> {
+    let checkpoint = match weights {
+        Some(path) => checkpoint::open(path)?,
+        None => checkpoint::embedded()?,
+    };
+    let config = configuration(&checkpoint, source)?;
+    checkpoint::check(&checkpoint, &config.expected_tensors())?;
+    checkpoint::check_finite(&checkpoint)?;
+    Ok((checkpoint, config))
+}
+
+/// An engine of a preset for measuring: the embedded weights for their own preset, for others weights
+/// that mean nothing but are of the right shapes and sizes.
+///
+/// # Errors
+/// When `name` is no preset or there are no threads.
+pub fn procedural(name: &str, threads: usize) -> Result<Engine, Error> {
+    let config = ModelConfig::preset(name).ok_or_else(|| Error::Unknown {
+        what: name.to_owned(),
+    })?;
+    let wrong = |source| Error::Tensors {
+        what: name.to_owned(),
+        source,
+    };
+    let checkpoint = checkpoint::embedded()?;
+    let tensors = match checkpoint.name.as_deref() == Some(name) {
+        true => checkpoint.tensors,
+        false => procedural::tensors(&config, name).map_err(wrong)?,
+    };
+    Engine::new(&config, &tensors, Workers::new(threads)?).map_err(wrong)
+}
+
+fn configuration(checkpoint: &Checkpoint, source: ConfigSource<'_>) -> Result<ModelConfig, Error> {
+    if let ConfigSource::Given(given) = source {
+        if let Some(preset) = ModelConfig::preset(given) {
+            return Ok(preset);
+        }
+        let text = std::fs::read_to_string(given).map_err(|source| Error::Read {
+            path: given.to_owned(),
+            source,
+        })?;
+        return ModelConfig::from_yaml(&text).map_err(|source| Error::Config {
+            origin: given.to_owned(),
+            source,
+        });
+    }
+    if let Some(json) = &checkpoint.config {
+        return ModelConfig::from_json(json, checkpoint.name.as_deref()).map_err(|source| {
+            Error::Config {
+                origin: format!("in {}", checkpoint.what),
+                source,
+            }
+        });
+    }
+    let presets = match source {
+        ConfigSource::Preset(name) => vec![name],
+        _ => PRESETS.to_vec(),
+    };
+    let mut presets = presets.into_iter().filter_map(ModelConfig::preset);
+    match source {
+        // Asked for by name: if the tensors are others, the comparison will say which.
+        ConfigSource::Preset(_) => presets.next(),
+        _ => {
+            presets.find(|preset| checkpoint::check(checkpoint, &preset.expected_tensors()).is_ok())
+        }
+    }
+    .ok_or_else(|| Error::Unknown {
+        what: checkpoint.what.clone(),
+    })
+}

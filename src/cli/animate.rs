@@ -1,0 +1,353 @@
+//! `mimic animate`: a photo and a driving clip to a video.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+
+use super::Failure;
+use super::model::Model;
+use crate::animate::{Animator, MotionOptions};
+use crate::geometry::Rect;
+use crate::gpu::{Choice, PasteMode, PasteSettings};
+use crate::media;
+use crate::model::packed::Engine;
+use crate::pipeline::offline::{self, Faces, Job, Progress, ReferenceFrame, Report, Window};
+
+/// PaddleGAN's flags are taken too, with `_` or `-`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The photo: PNG, JPEG, WebP, BMP, TIFF or GIF
+    #[arg(long, value_name = "PHOTO")]
+    source_image: PathBuf,
+    /// The driving clip: any video ffmpeg reads, a folder of numbered pictures, or a picture
+    #[arg(long, value_name = "CLIP")]
+    driving_video: PathBuf,
+    /// .mp4, .webm, .gif, a pattern such as frames/%05d.png, or a folder for result.mp4 [default: output]
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
+    /// Name of the file when the output is a folder
+    #[arg(long, value_name = "NAME")]
+    filename: Option<String>,
+    #[command(flatten)]
+    model: Model,
+
+    /// A face in the photo, X1,Y1,X2,Y2, as a detector gives it: the margin is added; repeatable
+    #[arg(long, value_name = "X1,Y1,X2,Y2", value_parser = Rect::from_str, conflicts_with = "crop", allow_hyphen_values = true)]
+    face: Vec<Rect>,
+    /// The part of the photo to animate, X1,Y1,X2,Y2, as it is; repeatable [default: the whole photo]
+    #[arg(long, value_name = "X1,Y1,X2,Y2", value_parser = Rect::from_str, allow_hyphen_values = true)]
+    crop: Vec<Rect>,
+    /// The part of the driving frames to look at: centre (the middle square), whole (squashed), or
+    /// X1,Y1,X2,Y2 [default: centre; whole with --paste paddlegan]
+    #[arg(long, value_name = "PART", value_parser = window, allow_hyphen_values = true)]
+    driving_crop: Option<Window>,
+
+    /// Take over the driver's motion since the reference frame (the default)
+    #[arg(long, conflicts_with = "absolute")]
+    relative: bool,
+    /// Take over where the driver is
+    #[arg(long)]
+    absolute: bool,
+    /// Scale the motion by the sizes of the two faces (the default)
+    #[arg(long, conflicts_with = "no_adapt_scale")]
+    adapt_scale: bool,
+    /// Take over the motion as large as it is
+    #[arg(long)]
+    no_adapt_scale: bool,
+    /// Let frame N of the clip, from 0, be the reference frame
+    #[arg(long, value_name = "N", conflicts_with = "find_best_frame")]
+    best_frame: Option<u64>,
+    /// Let the frame that resembles the photo most be the reference frame
+    #[arg(long)]
+    find_best_frame: bool,
+
+    /// How faces are put back
+    #[arg(long, value_enum, default_value_t = Paste::Feather)]
+    paste: Paste,
+    /// Size of the mask: the part of a crop's height around its middle, 0.1 to 1
+    #[arg(long, value_name = "R", default_value_t = 0.4, value_parser = between::<10, 100>, allow_hyphen_values = true)]
+    ratio: f32,
+    /// Softness of the mask's edge, 0 to 1
+    #[arg(long, value_name = "F", default_value_t = PasteSettings::default().feather, value_parser = between::<0, 100>, allow_hyphen_values = true)]
+    feather: f32,
+    /// Shift the face's colours to meet the photo's at the mask's edge
+    #[arg(long)]
+    colour_match: bool,
+    /// How much of the photo's own fine detail is kept, 0 to 1
+    #[arg(long, value_name = "D", default_value_t = 0.5, value_parser = between::<0, 100>, allow_hyphen_values = true)]
+    detail: f32,
+    /// Who puts the pictures together: auto, wgpu or cpu
+    #[arg(long, value_name = "WHO", default_value = "auto")]
+    compositor: Choice,
+
+    /// Leave out the clip's sound
+    #[arg(long)]
+    no_audio: bool,
+    /// Frames on their way at once, 1 to 64; the result is the same for every number
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
+    batch_size: u8,
+    /// Print one JSON object about the run instead of the files' names
+    #[arg(long)]
+    json: bool,
+
+    /// Size of the model that the weights are of, for weights that do not say it
+    #[arg(long, value_name = "SIZE", value_parser = ["256", "512"])]
+    image_size: Option<String>,
+    /// The weights are of PaddleGAN's compressed model, for weights that do not say it
+    #[arg(long)]
+    mobile_net: bool,
+    /// Several faces: all that --face or --crop name (as always)
+    #[arg(long)]
+    multi_person: bool,
+    /// Use no graphics card
+    #[arg(long)]
+    cpu: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Paste {
+    /// With a soft edge.
+    Feather,
+    /// As PaddleGAN: rectangle or hard circle, its margins, the whole driving frame.
+    Paddlegan,
+}
+
+/// A number from LOW to HIGH hundredths.
+fn between<const LOW: i32, const HIGH: i32>(text: &str) -> Result<f32, String> {
+    let (low, high) = (LOW as f32 / 100.0, HIGH as f32 / 100.0);
+    match text.parse::<f32>() {
+        Ok(value) if (low..=high).contains(&value) => Ok(value),
+        _ => Err(format!("must be a number from {low} to {high}")),
+    }
+}
+
+fn window(text: &str) -> Result<Window, String> {
+    match text {
+        "centre" | "center" => Ok(Window::Centre),
+        "whole" => Ok(Window::Whole),
+        _ => text
+            .parse()
+            .map(Window::Part)
+            .map_err(|e| format!("{e}, nor centre, nor whole")),
+    }
+}
+
+pub(super) fn run(args: Args) -> Result<(), Failure> {
+    let job = job(&args);
+    let motion = MotionOptions {
+        relative: !args.absolute,
+        adapt_scale: !args.no_adapt_scale,
+    };
+    // What is wrong with the inputs should be said before seconds go by.
+    media::open_photo(&job.photo)?;
+    let engine = engine(&args)?;
+    tracing::info!(
+        "motion: {}, {}",
+        if motion.relative {
+            "relative to the reference frame (--absolute for the driver's own pose)"
+        } else {
+            "absolute"
+        },
+        if motion.adapt_scale {
+            "scaled by the faces' sizes (--no-adapt-scale to take it as it is)"
+        } else {
+            "not scaled"
+        },
+    );
+    let stop: &'static AtomicBool = Box::leak(Box::default());
+    let _ = ctrlc::set_handler(|| stop.store(true, Ordering::Relaxed));
+
+    let device = format!(
+        "CPU ({}, {} threads)",
+        engine.workers().isa.name(),
+        engine.workers().threads()
+    );
+    let mut animator = Animator::new(engine, motion);
+    let mut bar = Bar::new();
+    let result = offline::run(&job, &mut animator, |progress| bar.show(progress), stop);
+    bar.finish();
+    let report = result?;
+    tell(&args, &report, &device);
+    Ok(())
+}
+
+fn job(args: &Args) -> Job {
+    let faces = match (&args.face[..], &args.crop[..]) {
+        ([], []) => Faces::Whole,
+        ([], crops) => Faces::Crops(crops.to_vec()),
+        (faces, _) => Faces::Boxes(faces.to_vec()),
+    };
+    if args.multi_person && matches!(faces, Faces::Whole) {
+        tracing::warn!(
+            "--multi-person without boxes animates the whole photo as one: name the faces with --face X1,Y1,X2,Y2"
+        );
+    }
+    let (mode, usual) = match args.paste {
+        Paste::Feather => (PasteMode::Feather, Window::Centre),
+        Paste::Paddlegan => (PasteMode::PaddleGan, Window::Whole),
+    };
+    Job {
+        photo: args.source_image.clone(),
+        faces,
+        clip: args.driving_video.clone(),
+        window: args.driving_crop.unwrap_or(usual),
+        reference: match (args.find_best_frame, args.best_frame) {
+            (true, _) => ReferenceFrame::Best,
+            (false, number) => ReferenceFrame::Number(number.unwrap_or(0)),
+        },
+        output: media::resolve_output(args.output.as_deref(), args.filename.as_deref()),
+        audio: !args.no_audio,
+        paste: PasteSettings {
+            mode,
+            ratio: args.ratio,
+            feather: args.feather,
+            colour_match: args.colour_match,
+            detail: args.detail,
+        },
+        compositor: if args.cpu {
+            Choice::Cpu
+        } else {
+            args.compositor
+        },
+        batch: usize::from(args.batch_size),
+    }
+}
+
+/// PaddleGAN's flags name a model; they say what the weights are where these are silent.
+fn engine(args: &Args) -> Result<Engine, Failure> {
+    let large = args.image_size.as_deref() == Some("512");
+    let preset = match (args.mobile_net, large) {
+        (true, true) => {
+            return Err(Failure::Usage(
+                "there is no compressed model of 512: give --mobile-net or --image-size 512"
+                    .to_owned(),
+            ));
+        }
+        (true, false) => Some("vox-mobile"),
+        (false, true) => Some("vox-512"),
+        (false, false) => None,
+    };
+    if let (Some(preset), None) = (preset, &args.model.weights) {
+        tracing::warn!(
+            "no weights of {preset} are given: using the embedded model (--weights FILE for another)"
+        );
+        return args.model.engine(None);
+    }
+    args.model.engine(preset)
+}
+
+#[allow(clippy::print_stdout, reason = "this is the result")]
+fn tell(args: &Args, report: &Report, device: &str) {
+    let seconds = &report.seconds;
+    if !args.json {
+        for output in &report.outputs {
+            // A long list of numbered pictures says no more than its ends.
+            if report.outputs.len() <= 2
+                || Some(output) == report.outputs.first()
+                || Some(output) == report.outputs.last()
+            {
+                println!("{}", output.display());
+            }
+        }
+        return;
+    }
+    let report = json!({
+        "frames": report.frames,
+        "fps": report.frames as f64 / (seconds.total - seconds.prepare - seconds.search).max(1e-9),
+        "seconds": {
+            "prepare": seconds.prepare,
+            "search": seconds.search,
+            "decode": seconds.decode,
+            "keypoints": seconds.keypoints,
+            "generate": seconds.generate,
+            "compose": seconds.compose,
+            "encode": seconds.encode,
+            "total": seconds.total,
+        },
+        "peak_memory_bytes": super::memory::peak(),
+        "device": { "networks": device, "compositor": report.compositor },
+        "outputs": report.outputs,
+    });
+    println!("{report:#}");
+}
+
+/// A bar on a terminal, a line every second elsewhere.
+struct Bar {
+    bar: ProgressBar,
+    plain: bool,
+    last: Option<std::time::Instant>,
+    started: std::time::Instant,
+    searching: bool,
+}
+
+impl Bar {
+    fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let plain = bar.is_hidden();
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self {
+            bar,
+            plain,
+            last: None,
+            started: std::time::Instant::now(),
+            searching: false,
+        }
+    }
+
+    fn show(&mut self, progress: Progress) {
+        let what = if progress.searching {
+            "looking for the best frame"
+        } else {
+            "animating"
+        };
+        if self.last.is_none() || self.searching != progress.searching {
+            (self.searching, self.started) = (progress.searching, std::time::Instant::now());
+            let style = "{msg} {bar:30} {pos}/{len} frames, {per_sec}, {eta} left";
+            let endless = "{msg} {spinner} {pos} frames, {per_sec}";
+            let template = if progress.total.is_some() {
+                style
+            } else {
+                endless
+            };
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                self.bar.set_style(style.with_key("per_sec", fps));
+            }
+            self.bar.set_message(what);
+            self.bar.reset();
+            self.last = Some(self.started);
+        }
+        // The clip's own count is an estimate.
+        self.bar
+            .set_length(progress.total.unwrap_or(0).max(progress.done));
+        self.bar.set_position(progress.done);
+        if self.plain
+            && self
+                .last
+                .is_some_and(|last| last.elapsed() >= Duration::from_secs(1))
+        {
+            self.last = Some(std::time::Instant::now());
+            let rate = progress.done as f64 / self.started.elapsed().as_secs_f64();
+            match progress.total.filter(|&total| total >= progress.done) {
+                Some(total) => eprintln!(
+                    "{what}: {}/{total} frames, {rate:.1} fps, {:.0} s left",
+                    progress.done,
+                    (total - progress.done) as f64 / rate
+                ),
+                None => eprintln!("{what}: {} frames, {rate:.1} fps", progress.done),
+            }
+        }
+    }
+
+    fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn fps(state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write) {
+    let _ = write!(out, "{:.1} fps", state.per_sec());
+}

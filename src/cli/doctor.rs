@@ -1,0 +1,66 @@
+//! `mimic doctor`: what this machine has, and what is missing.
+
+use super::Failure;
+use super::model::available_threads;
+use crate::animate::load::{self, ConfigSource};
+use crate::ops::simd::Isa;
+use crate::{gpu, media};
+
+#[allow(clippy::print_stdout, reason = "this is what was asked for")]
+pub(super) fn run() -> Result<(), Failure> {
+    let mut missing = Vec::new();
+    println!("mimic {}", env!("CARGO_PKG_VERSION"));
+
+    let units: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
+    println!(
+        "processor    {} threads, {}",
+        available_threads(),
+        std::env::consts::ARCH
+    );
+    println!(
+        "             networks run on {} (this machine has {})",
+        Isa::detected().name(),
+        units.join(", ")
+    );
+
+    let adapters = gpu::adapters();
+    if adapters.is_empty() {
+        println!("graphics     no adapter: pictures are composed on the CPU");
+    }
+    for (i, adapter) in adapters.iter().enumerate() {
+        println!(
+            "{}{} ({}, {}, {})",
+            if i == 0 {
+                "graphics     "
+            } else {
+                "             "
+            },
+            adapter.name,
+            adapter.kind,
+            adapter.backend,
+            adapter.driver
+        );
+    }
+
+    match media::ffmpeg::version() {
+        Ok(version) => println!("ffmpeg       {version}"),
+        Err(error) => {
+            println!("ffmpeg       missing");
+            missing.push(error.to_string());
+        }
+    }
+    match load::checkpoint(None, ConfigSource::Found) {
+        Ok((checkpoint, config)) => println!(
+            "weights      embedded {} ({} tensors, {size}x{size})",
+            checkpoint.name.as_deref().unwrap_or("model"),
+            checkpoint.tensors.len(),
+            size = config.image_size,
+        ),
+        Err(error) => missing.push(error.to_string()),
+    }
+    if missing.is_empty() {
+        println!("Nothing is missing.");
+        return Ok(());
+    }
+    Err(Failure::Job(missing.join("\nmimic: ")))
+}

@@ -1,0 +1,237 @@
+//! One photo, its faces, and the frames made of them: on a graphics card or by the CPU twin.
+
+use image::RgbaImage;
+
+use super::Error;
+use super::mask::{Mask, PasteMode, PasteSettings, Raster};
+use super::prepare::{Face, Prepared, Rim, check_crop, model_view};
+use super::reference::{self, Twin};
+use super::scene::Gpu;
+use crate::frame::Prediction;
+use crate::geometry::Rect;
+
+/// Who composes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// A graphics card if there is one, else the CPU. Software adapters (lavapipe, WARP) are passed
+    /// over: the CPU twin does the same work faster.
+    #[default]
+    Auto,
+    /// The best adapter that wgpu finds, a software one if need be; none is an error.
+    Wgpu,
+    /// The CPU twin.
+    Cpu,
+}
+
+impl std::str::FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "wgpu" => Ok(Self::Wgpu),
+            "cpu" => Ok(Self::Cpu),
+            _ => Err(format!(
+                "'{text}' is not a compositor: choose auto, wgpu or cpu"
+            )),
+        }
+    }
+}
+
+/// Puts predictions back into a photo, frame after frame.
+///
+/// Keep it on one thread: with a graphics card, all its queue work is done by the calls below.
+#[derive(Debug)]
+pub struct Compositor {
+    choice: Choice,
+    gpu: Option<Gpu>,
+    photo: RgbaImage,
+    output: RgbaImage,
+    faces: Vec<Face>,
+    prepared: Vec<Prepared>,
+    /// What `masks` and `rims` were made for.
+    masked: Option<PasteSettings>,
+    masks: Vec<Mask>,
+    rims: Vec<Vec<Rim>>,
+    /// The CPU's: one for each face while `output` differs from the photo only inside them.
+    rasters: Vec<Raster>,
+    twins: Vec<Twin>,
+}
+
+impl Compositor {
+    /// A compositor without a photo.
+    ///
+    /// # Errors
+    /// Only for [`Choice::Wgpu`], when no adapter can be opened.
+    pub fn new(choice: Choice) -> Result<Self, Error> {
+        let gpu = match choice {
+            Choice::Cpu => None,
+            Choice::Wgpu => Some(Gpu::open(true)?),
+            Choice::Auto => match Gpu::open(false) {
+                Ok(gpu) => Some(gpu),
+                Err(error) => {
+                    tracing::debug!("composing on the CPU: {error}");
+                    None
+                }
+            },
+        };
+        Ok(Self {
+            choice,
+            gpu,
+            photo: RgbaImage::default(),
+            output: RgbaImage::default(),
+            faces: Vec::new(),
+            prepared: Vec::new(),
+            masked: None,
+            masks: Vec::new(),
+            rims: Vec::new(),
+            rasters: Vec::new(),
+            twins: Vec::new(),
+        })
+    }
+
+    /// Takes a photo and the crop of each face, in the order in which they are pasted.
+    /// `model_size` is the side of the square that the networks saw of a crop: see [`model_view`].
+    ///
+    /// # Errors
+    /// An empty photo, a crop that is empty or not inside it, a model size out of 1..=4096; with
+    /// [`Choice::Wgpu`] also what the adapter says.
+    pub fn set_photo(
+        &mut self,
+        photo: &RgbaImage,
+        crops: &[Rect],
+        model_size: u32,
+    ) -> Result<(), Error> {
+        check_crop(photo, Rect::of_size(photo.width(), photo.height()))?;
+        let faces = crops
+            .iter()
+            .map(|&crop| {
+                Ok(Face {
+                    crop,
+                    low: model_view(photo, crop, model_size)?,
+                })
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        self.photo = photo.clone();
+        self.output = photo.clone();
+        self.prepared.clear();
+        self.prepared.resize_with(faces.len(), Prepared::default);
+        self.twins.clear();
+        self.twins.resize_with(faces.len(), Twin::default);
+        self.faces = faces;
+        self.masked = None;
+        self.rasters.clear();
+        if let Some(gpu) = &mut self.gpu {
+            let result = gpu.set_photo(&self.photo, &self.faces);
+            self.gpu_or_fall_back(result)?;
+        }
+        Ok(())
+    }
+
+    /// The photo with one prediction for each crop in it. The picture is the compositor's own and
+    /// changes with the next call.
+    ///
+    /// # Errors
+    /// A setting out of range, a prediction too many or too few or of another size than it states;
+    /// with [`Choice::Wgpu`] also what the adapter says.
+    pub fn composite(
+        &mut self,
+        predictions: &[Prediction],
+        settings: &PasteSettings,
+    ) -> Result<&RgbaImage, Error> {
+        settings.check()?;
+        if predictions.len() != self.faces.len() {
+            let (predictions, crops) = (predictions.len(), self.faces.len());
+            return Err(Error::Count { predictions, crops });
+        }
+        self.make_masks(settings);
+        let matched = settings.colour_match && settings.mode == PasteMode::Feather;
+        let faces = self.faces.iter().zip(&self.rims).zip(&mut self.prepared);
+        for (index, (((face, rim), prepared), prediction)) in faces.zip(predictions).enumerate() {
+            let rim = if matched { rim.as_slice() } else { &[] };
+            prepared.update(index, prediction, face, settings.detail, rim)?;
+            if settings.mode == PasteMode::Feather {
+                prepared.shrink_to(face.crop);
+            }
+        }
+        if let Some(gpu) = self.gpu.as_mut().filter(|gpu| gpu.ready()) {
+            // What is left by the CPU's frames is in rows that are read back.
+            self.rasters.clear();
+            let result = gpu.render(&self.prepared, &self.masks, &mut self.output);
+            self.gpu_or_fall_back(result)?;
+        }
+        if !self.on_gpu() {
+            self.paint();
+        }
+        Ok(&self.output)
+    }
+
+    /// Who composes the photo set last: the adapter's name, or "CPU".
+    pub fn device_name(&self) -> String {
+        match &self.gpu {
+            Some(gpu) if self.photo.is_empty() || gpu.ready() => gpu.context.name.clone(),
+            _ => "CPU".to_owned(),
+        }
+    }
+
+    fn on_gpu(&self) -> bool {
+        self.gpu.as_ref().is_some_and(Gpu::ready)
+    }
+
+    /// An adapter nobody asked for by name may fail: the CPU goes on.
+    fn gpu_or_fall_back(&mut self, result: Result<(), Error>) -> Result<(), Error> {
+        match result {
+            Err(error) if self.choice == Choice::Auto => {
+                tracing::warn!("{error}; going on with the CPU");
+                self.gpu = None;
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn make_masks(&mut self, settings: &PasteSettings) {
+        let shape = |s: &PasteSettings| (s.mode, s.ratio, s.feather);
+        if self
+            .masked
+            .is_some_and(|made| shape(&made) == shape(settings))
+        {
+            return;
+        }
+        let (count, size) = (self.faces.len(), self.photo.dimensions());
+        let mask = |face: &Face| Mask::new(face.crop, count, size, settings);
+        self.masks = self.faces.iter().map(mask).collect();
+        self.rims = self
+            .faces
+            .iter()
+            .zip(&self.masks)
+            .map(|(f, m)| Rim::of(m, f.crop))
+            .collect();
+        self.masked = Some(*settings);
+        self.rasters.clear();
+    }
+
+    fn paint(&mut self) {
+        if self.rasters.is_empty() {
+            self.output.copy_from_slice(&self.photo);
+            self.rasters.resize_with(self.faces.len(), Raster::default);
+            for ((face, mask), raster) in self.faces.iter().zip(&self.masks).zip(&mut self.rasters)
+            {
+                raster.draw(mask, face.crop.width(), face.crop.height());
+            }
+        } else {
+            for (face, raster) in self.faces.iter().zip(&self.rasters) {
+                reference::restore(&mut self.output, &self.photo, face.crop, raster);
+            }
+        }
+        let twins = self
+            .twins
+            .iter_mut()
+            .zip(&self.faces)
+            .zip(&self.prepared)
+            .zip(&self.rasters);
+        for (((twin, face), prepared), raster) in twins {
+            twin.paint(&mut self.output, &self.photo, face, prepared, raster);
+        }
+    }
+}

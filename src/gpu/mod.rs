@@ -1,0 +1,126 @@
+//! The compositor: a face's prediction, 256 pixels wide, back into the photo at the photo's own
+//! resolution.
+//!
+//! ```text
+//! prediction, deformation, occlusion --prepare (CPU, at the model's size)--> picture + field
+//! photo, low --------------------------warp--> the face at the crop's size --paste_back--> frame
+//! ```
+//!
+//! - [`prepare`](self) compares the prediction with the source moved by the same deformation: where
+//!   they agree, the sharpness that the generator lost comes back from the photo.
+//! - `warp.wgsl` adds what is finer than the model's size: the photo at full resolution less its
+//!   version of the model's size, both moved by the deformation.
+//! - `paste_back.wgsl` mixes the face into the photo by a mask.
+//!
+//! Both shaders have a twin in `reference.rs`, which is their oracle in the tests and does the work
+//! where there is no graphics card ([`Choice::Auto`] takes a software adapter for none: the twin is
+//! faster). All arithmetic is on sRGB values as they are, as the network's.
+//!
+//! Left out: networks, crops and threads. Everything here runs on the thread that calls; wgpu queues
+//! want to be used from one thread only, so keep a [`Compositor`] on one.
+
+mod compositor;
+mod context;
+mod mask;
+mod paste_back;
+mod prepare;
+mod reference;
+mod sample;
+mod scene;
+mod warp;
+
+pub use compositor::{Choice, Compositor};
+pub use context::{AdapterReport, adapters};
+pub use mask::{PasteMode, PasteSettings};
+pub use prepare::model_view;
+
+use crate::geometry::Rect;
+
+/// Why a frame could not be composed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// wgpu was asked for by name and there is nothing to run it.
+    #[error(
+        "no graphics adapter that wgpu can use ({reason}): install the graphics card's Vulkan driver or use --compositor cpu"
+    )]
+    NoAdapter {
+        /// What wgpu said.
+        reason: String,
+    },
+    /// The graphics driver failed or took too long.
+    #[error("the graphics adapter {adapter} failed ({reason}): use --compositor cpu")]
+    Adapter {
+        /// Name of the adapter.
+        adapter: String,
+        /// What wgpu said.
+        reason: String,
+    },
+    /// The photo has no pixels.
+    #[error("the photo is empty ({width}x{height} pixels): choose another picture")]
+    EmptyPhoto {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+    },
+    /// A crop that is empty or not wholly inside the photo.
+    #[error(
+        "the crop {crop} is not inside the {width}x{height} photo: give X1,Y1,X2,Y2 in pixels of the photo"
+    )]
+    Crop {
+        /// The crop as given.
+        crop: Rect,
+        /// The photo's width in pixels.
+        width: u32,
+        /// The photo's height in pixels.
+        height: u32,
+    },
+    /// A model size that no model has.
+    #[error("a model size of {0} pixels is out of range: it must be from 1 to {max}", max = MAX_SIZE)]
+    ModelSize(u32),
+    /// There must be one prediction for each crop.
+    #[error("{predictions} predictions for {crops} crops: there must be one for each")]
+    Count {
+        /// Number of predictions given.
+        predictions: usize,
+        /// Number of crops set.
+        crops: usize,
+    },
+    /// A prediction whose parts do not have the sizes it states.
+    #[error(
+        "face {index} has a prediction of the wrong size: {part} has {found} elements in place of {expected}"
+    )]
+    Prediction {
+        /// Index of the face, from 0.
+        index: usize,
+        /// Which part: "picture", "deformation" or "occlusion".
+        part: &'static str,
+        /// Number of elements given.
+        found: usize,
+        /// Number of elements that its size asks for.
+        expected: usize,
+    },
+    /// A setting that is out of its range or not a number.
+    #[error("{name} {value} is out of range: it must be from {low} to {high}")]
+    Setting {
+        /// Name of the setting.
+        name: &'static str,
+        /// The value given.
+        value: f32,
+        /// Smallest value allowed.
+        low: f32,
+        /// Largest value allowed.
+        high: f32,
+    },
+    /// The photo could not be brought to the model's size.
+    #[error("the crop {crop} could not be resized ({reason}): choose another crop")]
+    Resize {
+        /// The crop.
+        crop: Rect,
+        /// What the resizer said.
+        reason: String,
+    },
+}
+
+/// Largest side of predictions, maps and model inputs that is taken: four times the largest model.
+const MAX_SIZE: u32 = 4096;

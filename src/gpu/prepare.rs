@@ -1,0 +1,516 @@
+//! What happens to a prediction at the model's own size, before it is enlarged.
+//!
+//! A generator loses sharpness that the photo has: all that is finer than the model's size, and a
+//! good deal of what is finer than its feature maps. Both come back from the photo. With p the
+//! prediction, F the photo moved by the deformation (at full resolution) and s the same at the model's
+//! size, q = s - p, and B the coarse band that survives 4x4 averaging, a face is
+//!
+//! ```text
+//! p + gain * (fine band of F - fine band of p)  =  [(1 - gain) * p - gain * B q]  +  gain * F
+//! ```
+//!
+//! that is, the coarse band is the prediction's, the fine band the photo's as far as the gain says. The
+//! bracket is computed here, F is added by the shaders. The gain falls to 0 where the moved photo must
+//! not be believed, or else edges would double:
+//!
+//! - where the occlusion map says that the source does not show the place, and where the deformation
+//!   points out of the crop;
+//! - where p and s differ in the coarse band (another colour: something moved in or out);
+//! - where the fine band of q has more energy than that of s itself. A blurred copy differs from its
+//!   original by less than the original's fine band; what the generator has drawn anew (an open mouth,
+//!   a lid) differs by more.
+//!
+//! A perfect prediction, p = s, gives the photo back exactly. `detail` scales the gain; without
+//! detail the bracket is p.
+
+use image::RgbaImage;
+use rayon::prelude::*;
+
+use super::mask::{Mask, smoothstep};
+use super::sample::{Tap, Window, lerp, lerp_rows, resize_taps, widen};
+use super::{Error, MAX_SIZE};
+use crate::frame::Prediction;
+use crate::geometry::Rect;
+
+/// Side of the cells in which prediction and source are compared, in pixels of the prediction.
+const CELL: usize = 4;
+/// Fine band: energy of the difference over the source's own, full gain up to the first number, none
+/// from the second.
+const FINE: (f32, f32) = (1.0, 1.8);
+/// Fewest bands of cells that are worth a thread's while.
+const BANDS: usize = 4;
+/// Energy (levels squared) that counts as noise.
+const NOISE: f32 = 24.0;
+/// Coarse band: difference in levels, full gain up to the first number, none from the second.
+const COARSE: (f32, f32) = (10.0, 40.0);
+
+/// Colour match: samples per side of the crop.
+const RIM_SIDE: u32 = 64;
+/// Colour match: a difference over this is another thing, not another shade.
+const RIM_SHADE: f32 = 40.0;
+/// Colour match: most that is ever added to a channel.
+const RIM_LIMIT: f32 = 24.0;
+
+/// A crop and its version of the model's size.
+#[derive(Debug)]
+pub(crate) struct Face {
+    pub(crate) crop: Rect,
+    pub(crate) low: RgbaImage,
+}
+
+impl Face {
+    pub(crate) fn low_pixels(&self) -> Window<'_> {
+        let side = self.low.width() as usize;
+        Window {
+            pixels: self.low.as_raw().as_chunks().0,
+            stride: side,
+            width: side,
+            height: side,
+        }
+    }
+}
+
+/// The crop at the model's size, `size` x `size`, low-passed (a triangle as wide as two new
+/// pixels): what the networks should see of it, and what the compositor takes for what they saw.
+///
+/// # Errors
+/// When the crop is not inside the photo or `size` is not 1..=4096.
+pub fn model_view(photo: &RgbaImage, crop: Rect, size: u32) -> Result<RgbaImage, Error> {
+    use fast_image_resize as fir;
+    check_crop(photo, crop)?;
+    if size == 0 || size > MAX_SIZE {
+        return Err(Error::ModelSize(size));
+    }
+    let failed = |reason: String| Error::Resize { crop, reason };
+    let (width, height) = photo.dimensions();
+    let source = fir::images::ImageRef::new(width, height, photo.as_raw(), fir::PixelType::U8x4)
+        .map_err(|e| failed(e.to_string()))?;
+    let mut target = fir::images::Image::new(size, size, fir::PixelType::U8x4);
+    let options = fir::ResizeOptions::new()
+        .crop(
+            crop.x1.into(),
+            crop.y1.into(),
+            crop.width().into(),
+            crop.height().into(),
+        )
+        .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear))
+        .use_alpha(false);
+    fir::Resizer::new()
+        .resize(&source, &mut target, &options)
+        .map_err(|e| failed(e.to_string()))?;
+    RgbaImage::from_raw(size, size, target.into_vec())
+        .ok_or_else(|| failed("the result has another size".into()))
+}
+
+/// # Errors
+/// When the photo or the crop is empty, or the crop not inside.
+pub(crate) fn check_crop(photo: &RgbaImage, crop: Rect) -> Result<(), Error> {
+    let (width, height) = photo.dimensions();
+    if width == 0 || height == 0 {
+        return Err(Error::EmptyPhoto { width, height });
+    }
+    if crop.is_empty() || crop.intersect(&Rect::of_size(width, height)) != crop {
+        return Err(Error::Crop {
+            crop,
+            width,
+            height,
+        });
+    }
+    Ok(())
+}
+
+/// A prediction made ready for both back ends; its buffers are used again for the next frame.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    /// Side of the picture.
+    pub(crate) size: u32,
+    /// The bracket above in levels (r, g, b) and the gain, `size * size` pixels.
+    pub(crate) picture: Vec<[f32; 4]>,
+    /// Side of the field.
+    pub(crate) map_size: u32,
+    /// Per cell: how far away the source lies, (x, y) in sides of the crop. Empty without detail.
+    pub(crate) field: Vec<[f32; 2]>,
+    /// Levels to add to each channel.
+    pub(crate) offset: [f32; 3],
+    scratch: Scratch,
+}
+
+#[derive(Debug, Default)]
+struct Scratch {
+    /// Per pixel: q (r, g, b) and the luma of s.
+    difference: Vec<[f32; 4]>,
+    /// Per cell: the means of the above.
+    coarse: Vec<[f32; 4]>,
+    /// Per cell: energy of the fine bands of q and of s.
+    energy: Vec<[f32; 2]>,
+    /// Per cell: the gate.
+    gate: Vec<f32>,
+    /// Per map cell: the gain.
+    gain: Vec<f32>,
+    /// From the map to the picture, and from the cells to the picture.
+    map_taps: Vec<Tap>,
+    cell_taps: Vec<Tap>,
+}
+
+impl Prepared {
+    /// Takes a prediction over. `index` is the face's, for messages. With `rim` its colours are
+    /// shifted to meet the photo's there.
+    pub(crate) fn update(
+        &mut self,
+        index: usize,
+        prediction: &Prediction,
+        face: &Face,
+        detail: f32,
+        rim: &[Rim],
+    ) -> Result<(), Error> {
+        check_prediction(index, prediction)?;
+        let pixels = prediction.rgba.as_chunks().0;
+        let side = prediction.size as usize;
+        let window = Window {
+            pixels,
+            stride: side,
+            width: side,
+            height: side,
+        };
+        self.size = prediction.size;
+        self.map_size = prediction.map_size;
+        self.offset = rim_offset(&window, &face.low_pixels(), rim);
+        self.field.clear();
+        self.picture.clear();
+        if detail > 0.0 {
+            self.displacements(prediction);
+            self.scratch.compare(
+                &window,
+                self.map_size as usize,
+                &self.field,
+                &face.low_pixels(),
+            );
+            self.scratch.gains(prediction, detail);
+            self.scratch
+                .bracket(&window, self.map_size as usize, &mut self.picture);
+        } else {
+            self.picture
+                .extend(pixels.iter().map(|&[r, g, b, _]| widen([r, g, b, 0])));
+        }
+        Ok(())
+    }
+
+    /// Halves the picture while it is at least twice as large as the crop: bilinear sampling alone
+    /// would skip pixels.
+    pub(crate) fn shrink_to(&mut self, crop: Rect) {
+        let side = crop.width().max(crop.height());
+        while self.size.is_multiple_of(2) && self.size / 2 >= side {
+            let (size, half) = (self.size as usize, self.size as usize / 2);
+            for i in 0..half * half {
+                let at = 2 * (i / half) * size + 2 * (i % half);
+                let [a, b, c, d] = [at, at + 1, at + size, at + size + 1].map(|i| self.picture[i]);
+                self.picture[i] = std::array::from_fn(|i| (a[i] + b[i] + c[i] + d[i]) / 4.0);
+            }
+            self.picture.truncate(half * half);
+            self.size = half as u32;
+        }
+    }
+
+    /// The deformation as a distance in sides of the crop. The networks' -1 and 1 are the centres of
+    /// the outermost cells; relative to where a cell itself lies, the distance can be upsampled to any
+    /// size without a seam at the border.
+    fn displacements(&mut self, prediction: &Prediction) {
+        let (row, side) = (prediction.map_size as usize, prediction.map_size as f32);
+        let gain = &mut self.scratch.gain;
+        gain.clear();
+        self.field.extend(
+            prediction
+                .deformation
+                .iter()
+                .enumerate()
+                .map(|(i, &[x, y])| {
+                    let source = |v: f32| ((v + 1.0) / 2.0 * (side - 1.0) + 0.5) / side;
+                    let here = |i: usize| (i as f32 + 0.5) / side;
+                    let (x, y) = (source(x), source(y));
+                    if !(x.is_finite() && y.is_finite()) {
+                        gain.push(0.0);
+                        return [0.0; 2];
+                    }
+                    // How far out of the crop, in cells.
+                    let out = |s: f32| (s - s.clamp(0.0, 1.0)).abs() * side;
+                    gain.push(1.0 - out(x).max(out(y)).min(1.0));
+                    [
+                        x.clamp(-1.0, 2.0) - here(i % row),
+                        y.clamp(-1.0, 2.0) - here(i / row),
+                    ]
+                }),
+        );
+    }
+}
+
+impl Scratch {
+    /// Fills `coarse` and `gate`.
+    fn compare(&mut self, p: &Window<'_>, map: usize, field: &[[f32; 2]], low: &Window<'_>) {
+        let size = p.width;
+        let cells = size.div_ceil(CELL);
+        resize_taps(&mut self.map_taps, map as u32, size as u32);
+        self.cell_taps.clear();
+        self.cell_taps
+            .extend((0..size).map(|i| Tap::at((i as f32 + 0.5) / CELL as f32 - 0.5, cells)));
+        self.difference.resize(size * size, [0.0; 4]);
+        self.coarse.resize(cells * cells, [0.0; 4]);
+        self.energy.resize(cells * cells, [0.0; 2]);
+
+        let taps = &self.map_taps;
+        let bands = self
+            .difference
+            .par_chunks_mut(CELL * size)
+            .zip(p.pixels.par_chunks(CELL * size));
+        bands
+            .zip(self.coarse.par_chunks_mut(cells))
+            .enumerate()
+            .with_min_len(BANDS)
+            .for_each_init(
+                || vec![[0.0; 2]; map],
+                |between, (i, ((band, pixels), means))| {
+                    let rows = band.chunks_mut(size).zip(pixels.chunks(size)).enumerate();
+                    for (y, (difference, pixels)) in rows {
+                        let y = i * CELL + y;
+                        lerp_rows(field, map, taps[y], between);
+                        let v = (y as f32 + 0.5) / size as f32;
+                        difference_row(difference, pixels, between, taps, v, low);
+                    }
+                    block_means(band, size, means);
+                },
+            );
+
+        let (coarse, taps) = (&self.coarse, &self.cell_taps);
+        let bands = self
+            .difference
+            .par_chunks(CELL * size)
+            .zip(self.energy.par_chunks_mut(cells));
+        bands.enumerate().with_min_len(BANDS).for_each_init(
+            || (vec![[0.0; 4]; cells], vec![[0.0; 2]; CELL * size]),
+            |(between, energies), (i, (band, means))| {
+                let rows = band.chunks(size).zip(energies.chunks_mut(size)).enumerate();
+                for (y, (row, energies)) in rows {
+                    lerp_rows(coarse, cells, taps[i * CELL + y], between);
+                    for ((v, tap), out) in row.iter().zip(taps).zip(energies) {
+                        let mean = lerp(between[tap.low], between[tap.high], tap.weight);
+                        let [r, g, b, source]: [f32; 4] = std::array::from_fn(|c| v[c] - mean[c]);
+                        let difference = luma([r, g, b]);
+                        *out = [difference * difference, source * source];
+                    }
+                }
+                block_means(&energies[..band.len()], size, means);
+            },
+        );
+        self.gate(cells);
+    }
+
+    /// The gate from the two bands, smoothed so that it has no edges of its own.
+    fn gate(&mut self, cells: usize) {
+        let [difference, source] = [0, 1].map(|i| {
+            let energy: Vec<f32> = self.energy.iter().map(|e| e[i]).collect();
+            smooth(&energy, cells)
+        });
+        let raw: Vec<f32> = self
+            .coarse
+            .iter()
+            .zip(difference.iter().zip(&source))
+            .map(|(&[r, g, b, _], (difference, source))| {
+                let coarse = r.abs().max(g.abs()).max(b.abs());
+                falling(FINE, difference / (source + NOISE)) * falling(COARSE, coarse)
+            })
+            .collect();
+        self.gate = smooth(&raw, cells);
+    }
+
+    /// Takes the gate, seen through the occlusion map, into the gain.
+    fn gains(&mut self, prediction: &Prediction, detail: f32) {
+        let cells = (prediction.size as usize).div_ceil(CELL);
+        let map = prediction.map_size as usize;
+        let mut taps = Vec::new();
+        resize_taps(&mut taps, cells as u32, prediction.map_size);
+        for (i, (gain, &occlusion)) in self.gain.iter_mut().zip(&prediction.occlusion).enumerate() {
+            let (x, y) = (taps[i % map], taps[i / map]);
+            let row = |y: usize| {
+                let (a, b) = (self.gate[y * cells + x.low], self.gate[y * cells + x.high]);
+                a + (b - a) * x.weight
+            };
+            let (top, bottom) = (row(y.low), row(y.high));
+            let gate = top + (bottom - top) * y.weight;
+            let occlusion = if occlusion.is_finite() {
+                occlusion.clamp(0.0, 1.0)
+            } else {
+                0.0
+            };
+            *gain *= gate * occlusion * detail;
+        }
+    }
+
+    /// (1 - gain) * p - gain * B q, and the gain.
+    fn bracket(&self, p: &Window<'_>, map: usize, picture: &mut Vec<[f32; 4]>) {
+        let size = p.width;
+        let cells = size.div_ceil(CELL);
+        picture.resize(size * size, [0.0; 4]);
+        let rows = picture
+            .par_chunks_mut(size)
+            .zip(p.pixels.par_chunks(size))
+            .enumerate();
+        rows.with_min_len(CELL * BANDS).for_each_init(
+            || (vec![[0.0; 4]; cells], vec![[0.0; 1]; map]),
+            |(coarse, gains), (y, (out, pixels))| {
+                lerp_rows(&self.coarse, cells, self.cell_taps[y], coarse);
+                lerp_rows(self.gain.as_chunks().0, map, self.map_taps[y], gains);
+                let taps = self.cell_taps.iter().zip(&self.map_taps);
+                for ((out, &p), (cell, tap)) in out.iter_mut().zip(pixels).zip(taps) {
+                    let [gain] = lerp(gains[tap.low], gains[tap.high], tap.weight);
+                    let bq = lerp(coarse[cell.low], coarse[cell.high], cell.weight);
+                    let p = widen(p);
+                    *out = std::array::from_fn(|c| p[c] - gain * (p[c] + bq[c]));
+                    out[3] = gain;
+                }
+            },
+        );
+    }
+}
+
+/// q and the luma of s for one row of the prediction, at height `v`.
+fn difference_row(
+    difference: &mut [[f32; 4]],
+    pixels: &[[u8; 4]],
+    field: &[[f32; 2]],
+    taps: &[Tap],
+    v: f32,
+    low: &Window<'_>,
+) {
+    let (size, side) = (difference.len() as f32, low.width as f32);
+    for (x, ((out, &p), tap)) in difference.iter_mut().zip(pixels).zip(taps).enumerate() {
+        let [dx, dy] = lerp(field[tap.low], field[tap.high], tap.weight);
+        let u = (x as f32 + 0.5) / size;
+        let s = low.bilinear((u + dx) * side - 0.5, (v + dy) * side - 0.5);
+        let p = widen(p);
+        *out = std::array::from_fn(|c| s[c] - p[c]);
+        out[3] = luma([s[0], s[1], s[2]]);
+    }
+}
+
+/// 1 up to the first number, 0 from the second.
+fn falling((from, to): (f32, f32), value: f32) -> f32 {
+    1.0 - smoothstep((value - from) / (to - from))
+}
+
+fn luma([r, g, b]: [f32; 3]) -> f32 {
+    0.299 * r + 0.587 * g + 0.114 * b
+}
+
+/// The mean of `value` over each cell of a band of up to [`CELL`] rows of `size` pixels.
+fn block_means<const N: usize>(band: &[[f32; N]], size: usize, means: &mut [[f32; N]]) {
+    means.fill([0.0; N]);
+    for row in band.chunks(size) {
+        for (mean, cell) in means.iter_mut().zip(row.chunks(CELL)) {
+            for v in cell {
+                *mean = std::array::from_fn(|i| mean[i] + v[i]);
+            }
+        }
+    }
+    let rows = band.len() / size;
+    for (i, mean) in means.iter_mut().enumerate() {
+        let columns = CELL.min(size - i * CELL);
+        *mean = mean.map(|sum| sum / (rows * columns) as f32);
+    }
+}
+
+/// A 3x3 binomial filter, the border going on beyond itself.
+fn smooth(grid: &[f32], side: usize) -> Vec<f32> {
+    let pass = |grid: &[f32], step: usize| -> Vec<f32> {
+        let along = |i: usize| (i / step) % side;
+        (0..grid.len())
+            .map(|i| {
+                let before = if along(i) == 0 { i } else { i - step };
+                let after = if along(i) + 1 == side { i } else { i + step };
+                (grid[before] + 2.0 * grid[i] + grid[after]) / 4.0
+            })
+            .collect()
+    };
+    pass(&pass(grid, 1), side)
+}
+
+/// A place on the mask's soft edge, where the prediction meets the photo.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rim {
+    /// (x, y) in sides of the crop.
+    place: (f32, f32),
+    weight: f32,
+}
+
+impl Rim {
+    /// The soft edge of a mask.
+    pub(crate) fn of(mask: &Mask, crop: Rect) -> Vec<Self> {
+        let (width, height) = (crop.width(), crop.height());
+        let mut rim = Vec::new();
+        for y in 0..RIM_SIDE {
+            for x in 0..RIM_SIDE {
+                let centre = |i: u32| (i as f32 + 0.5) / RIM_SIDE as f32;
+                let pixel = |i: u32, side: u32| ((centre(i) * side as f32) as u32).min(side - 1);
+                let m = mask.at(pixel(x, width), pixel(y, height), width, height);
+                let weight = 4.0 * m * (1.0 - m);
+                if weight > 0.05 {
+                    rim.push(Self {
+                        place: (centre(x), centre(y)),
+                        weight,
+                    });
+                }
+            }
+        }
+        rim
+    }
+}
+
+/// The mean of photo less prediction along the rim, in levels.
+fn rim_offset(prediction: &Window<'_>, photo: &Window<'_>, rim: &[Rim]) -> [f32; 3] {
+    let (mut sum, mut accepted, mut all) = ([0.0; 3], 0.0, 0.0);
+    for &Rim {
+        place: (u, v),
+        weight,
+    } in rim
+    {
+        let at = |w: &Window<'_>| w.bilinear(u * w.width as f32 - 0.5, v * w.height as f32 - 0.5);
+        let (p, s) = (at(prediction), at(photo));
+        let difference: [f32; 3] = std::array::from_fn(|c| s[c] - p[c]);
+        all += weight;
+        if difference.iter().all(|d| d.abs() <= RIM_SHADE) {
+            accepted += weight;
+            sum = std::array::from_fn(|c| sum[c] + weight * difference[c]);
+        }
+    }
+    // Too little in common to say anything.
+    if accepted <= 0.2 * all {
+        return [0.0; 3];
+    }
+    sum.map(|s| (s / accepted).clamp(-RIM_LIMIT, RIM_LIMIT))
+}
+
+fn check_prediction(index: usize, prediction: &Prediction) -> Result<(), Error> {
+    let side = |side: u32| {
+        if side == 0 || side > MAX_SIZE {
+            Err(Error::ModelSize(side))
+        } else {
+            Ok(side as usize)
+        }
+    };
+    let size = side(prediction.size)?;
+    let map = side(prediction.map_size)?;
+    let parts = [
+        ("picture", prediction.rgba.len(), size * size * 4),
+        ("deformation", prediction.deformation.len(), map * map),
+        ("occlusion", prediction.occlusion.len(), map * map),
+    ];
+    for (part, found, expected) in parts {
+        if found != expected {
+            return Err(Error::Prediction {
+                index,
+                part,
+                found,
+                expected,
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! The pipeline of `shaders/warp.wgsl`: one face, at the crop's own resolution.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::context::Context;
+use crate::geometry::Rect;
+
+/// Side of the shaders' workgroups, `@workgroup_size` in both.
+pub(super) const TILE: u32 = 16;
+
+/// Mirror of `struct Warp`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(super) struct Uniform {
+    pub(super) crop: [u32; 4],
+    pub(super) stride: u32,
+    pub(super) size: u32,
+    pub(super) map_size: u32,
+    pub(super) detailed: u32,
+}
+
+const _: () = assert!(size_of::<Uniform>() == 32);
+
+/// The buffers of the bindings 1 to 4, in order.
+#[derive(Debug)]
+pub(super) struct Bindings<'a> {
+    pub(super) photo: &'a wgpu::Buffer,
+    pub(super) picture: &'a wgpu::Buffer,
+    pub(super) field: &'a wgpu::Buffer,
+    pub(super) warped: &'a wgpu::Buffer,
+}
+
+#[derive(Debug)]
+pub(super) struct Warp {
+    pipeline: wgpu::ComputePipeline,
+}
+
+impl Warp {
+    pub(super) fn new(context: &Context) -> Self {
+        let source = include_str!("../../shaders/warp.wgsl");
+        Self {
+            pipeline: context.pipeline("warp", source),
+        }
+    }
+
+    pub(super) fn bind(
+        &self,
+        context: &Context,
+        uniform: &wgpu::Buffer,
+        with: &Bindings<'_>,
+    ) -> wgpu::BindGroup {
+        let Bindings {
+            photo,
+            picture,
+            field,
+            warped,
+        } = with;
+        context.bind(
+            "warp",
+            &self.pipeline,
+            &[uniform, photo, picture, field, warped],
+        )
+    }
+
+    pub(super) fn dispatch(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        bindings: &wgpu::BindGroup,
+        crop: Rect,
+    ) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, bindings, &[]);
+        pass.dispatch_workgroups(crop.width().div_ceil(TILE), crop.height().div_ceil(TILE), 1);
+    }
+}

@@ -1,0 +1,341 @@
+//! What the networks are built of: convolutions with batch norm folded in, blocks, last layers.
+//!
+//! Inference only: batch norm uses its running statistics and is folded when a block is built, so
+//! the weights are plain tensors and no graph is recorded. Every block exists in the full form and
+//! in PaddleGAN's depthwise one (`mobile_net`), under the names of the published checkpoints.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::ops::{batch_norm, resample};
+
+/// A convolution (stride 1) with bias.
+#[derive(Clone, Debug)]
+pub struct Conv {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    padding: usize,
+    groups: usize,
+}
+
+/// Shape of a convolution as its checkpoint has it.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvShape {
+    /// Features that go in.
+    pub c_in: usize,
+    /// Features that come out.
+    pub c_out: usize,
+    /// Side of the kernel.
+    pub kernel: usize,
+    /// Zeros added at each edge.
+    pub padding: usize,
+    /// One group per feature instead of one for all.
+    pub depthwise: bool,
+    /// Whether it has a bias of its own.
+    pub bias: bool,
+}
+
+impl ConvShape {
+    /// An odd kernel that keeps the picture's size, with bias.
+    pub fn same(c_in: usize, c_out: usize, kernel: usize) -> Self {
+        Self {
+            c_in,
+            c_out,
+            kernel,
+            padding: kernel / 2,
+            depthwise: false,
+            bias: true,
+        }
+    }
+
+    fn without_bias(self) -> Self {
+        Self {
+            bias: false,
+            ..self
+        }
+    }
+
+    fn depthwise(channels: usize) -> Self {
+        Self {
+            depthwise: true,
+            ..Self::same(channels, channels, 3).without_bias()
+        }
+    }
+}
+
+impl Conv {
+    /// Reads `weight` and `bias`.
+    pub fn new(shape: ConvShape, vb: &VarBuilder) -> Result<Self> {
+        let (weight, bias) = Self::load(shape, vb)?;
+        Self::from_tensors(shape, weight, bias)
+    }
+
+    /// Reads a convolution and the batch norm that follows it as one.
+    pub fn with_norm(shape: ConvShape, conv: &VarBuilder, norm: &VarBuilder) -> Result<Self> {
+        let (weight, bias) = Self::load(shape, conv)?;
+        let (scale, shift) = load_norm(shape.c_out, norm)?;
+        let (weight, bias) = batch_norm::fold(&weight, bias.as_ref(), &scale, &shift)?;
+        Self::from_tensors(shape, weight, Some(bias))
+    }
+
+    /// (b, c_in, h, w) to (b, c_out, h', w').
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = x.conv2d(&self.weight, self.padding, 1, 1, self.groups)?;
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+
+    fn load(shape: ConvShape, vb: &VarBuilder) -> Result<(Tensor, Option<Tensor>)> {
+        let per_group = if shape.depthwise { 1 } else { shape.c_in };
+        let weight = vb.get(
+            (shape.c_out, per_group, shape.kernel, shape.kernel),
+            "weight",
+        )?;
+        let bias = if shape.bias {
+            Some(vb.get(shape.c_out, "bias")?)
+        } else {
+            None
+        };
+        Ok((weight, bias))
+    }
+
+    fn from_tensors(shape: ConvShape, weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let bias = bias
+            .map(|bias| bias.reshape((1, shape.c_out, 1, 1)))
+            .transpose()?;
+        let groups = if shape.depthwise { shape.c_in } else { 1 };
+        Ok(Self {
+            weight,
+            bias,
+            padding: shape.padding,
+            groups,
+        })
+    }
+}
+
+/// Convolution, batch norm, relu (`SameBlock2d`): keeps the picture's size.
+#[derive(Clone, Debug)]
+pub struct SameBlock(Conv);
+
+impl SameBlock {
+    /// Reads `conv` and `norm`; `bias` says whether the convolution has one.
+    pub fn new(
+        c_in: usize,
+        c_out: usize,
+        kernel: usize,
+        bias: bool,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let shape = ConvShape {
+            bias,
+            ..ConvShape::same(c_in, c_out, kernel)
+        };
+        Ok(Self(Conv::with_norm(
+            shape,
+            &vb.pp("conv"),
+            &vb.pp("norm"),
+        )?))
+    }
+
+    /// (b, c_in, h, w) to (b, c_out, h, w).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.0.forward(x)?.relu()
+    }
+}
+
+/// Convolution, batch norm, relu, then the mean of every 2x2 pixels (`DownBlock2d`).
+#[derive(Clone, Debug)]
+pub struct DownBlock(Vec<Conv>);
+
+impl DownBlock {
+    /// Reads `conv` and `norm`, for the depthwise form `conv1` and `norm1` too.
+    pub fn new(c_in: usize, c_out: usize, mobile: bool, vb: VarBuilder) -> Result<Self> {
+        Ok(Self(scaling_convs(c_in, c_out, mobile, &vb)?))
+    }
+
+    /// (b, c_in, h, w) to (b, c_out, h/2, w/2).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        conv_relu_all(&self.0, x)?.avg_pool2d(2)
+    }
+}
+
+/// Nearest x2, then convolution, batch norm, relu (`UpBlock2d`).
+#[derive(Clone, Debug)]
+pub struct UpBlock(Vec<Conv>);
+
+impl UpBlock {
+    /// Reads `conv` and `norm`, for the depthwise form `conv1` and `norm1` too.
+    pub fn new(c_in: usize, c_out: usize, mobile: bool, vb: VarBuilder) -> Result<Self> {
+        Ok(Self(scaling_convs(c_in, c_out, mobile, &vb)?))
+    }
+
+    /// (b, c_in, h, w) to (b, c_out, 2h, 2w).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        conv_relu_all(&self.0, &resample::nearest_x2(x)?)
+    }
+}
+
+/// Residual block with batch norm and relu before its convolutions (`ResBlock2d`); the depthwise
+/// form widens, filters and narrows (`MobileResBlock2d`).
+#[derive(Clone, Debug)]
+pub struct ResBlock {
+    scale: Tensor,
+    shift: Tensor,
+    /// Each with whether a relu follows.
+    convs: Vec<(Conv, bool)>,
+}
+
+impl ResBlock {
+    /// Reads `norm1`, `conv1`, `norm2`, `conv2`; or `norm1` and the pairs `conv_pw` / `norm_pw`,
+    /// `conv_dw` / `norm_dw`, `conv_pw_linear` / `norm_pw_linear`.
+    pub fn new(channels: usize, mobile: bool, vb: VarBuilder) -> Result<Self> {
+        let (scale, shift) = load_norm(channels, &vb.pp("norm1"))?;
+        let convs = if mobile {
+            let inner = 2 * channels;
+            let pair = |name: &str, shape: ConvShape| {
+                let (conv, norm) = (format!("conv_{name}"), format!("norm_{name}"));
+                Conv::with_norm(shape, &vb.pp(conv), &vb.pp(norm))
+            };
+            let wide = ConvShape::same(channels, inner, 1).without_bias();
+            let narrow = ConvShape::same(inner, channels, 1).without_bias();
+            vec![
+                (pair("pw", wide)?, false),
+                (pair("dw", ConvShape::depthwise(inner))?, true),
+                (pair("pw_linear", narrow)?, false),
+            ]
+        } else {
+            let shape = ConvShape::same(channels, channels, 3);
+            vec![
+                (
+                    Conv::with_norm(shape, &vb.pp("conv1"), &vb.pp("norm2"))?,
+                    true,
+                ),
+                (Conv::new(shape, &vb.pp("conv2"))?, false),
+            ]
+        };
+        let per_channel = (1, channels, 1, 1);
+        Ok(Self {
+            scale: scale.reshape(per_channel)?,
+            shift: shift.reshape(per_channel)?,
+            convs,
+        })
+    }
+
+    /// (b, c, h, w) to the same.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut y = x
+            .broadcast_mul(&self.scale)?
+            .broadcast_add(&self.shift)?
+            .relu()?;
+        for (conv, relu) in &self.convs {
+            y = conv.forward(&y)?;
+            if *relu {
+                y = y.relu()?;
+            }
+        }
+        y + x
+    }
+}
+
+/// The last layers of a network: one 7x7 convolution, or three of 3x3 in the mobile form.
+#[derive(Clone, Debug)]
+pub struct Head {
+    convs: Vec<Conv>,
+    relu_between: bool,
+}
+
+impl Head {
+    /// A full head reads `weight` and `bias`, a mobile one those of `0`, `2`, `4` (relus lie
+    /// between) and keeps the picture's size.
+    pub fn new(c_in: usize, c_out: usize, mobile: bool, vb: VarBuilder) -> Result<Self> {
+        let places = if mobile { &["0", "2", "4"][..] } else { &[] };
+        let padding = if mobile { 1 } else { 3 };
+        Self::load(c_in, c_out, places, padding, true, vb)
+    }
+
+    /// The keypoint detector's heads: `pad` zeros at each edge, and in the mobile form (`0`, `1`,
+    /// `2`) nothing between the convolutions.
+    pub fn for_keypoints(
+        c_in: usize,
+        c_out: usize,
+        pad: usize,
+        mobile: bool,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let places = if mobile { &["0", "1", "2"][..] } else { &[] };
+        Self::load(c_in, c_out, places, pad, false, vb)
+    }
+
+    /// (b, c_in, h, w) to (b, c_out, h', w').
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut y = x.clone();
+        for (i, conv) in self.convs.iter().enumerate() {
+            if i > 0 && self.relu_between {
+                y = y.relu()?;
+            }
+            y = conv.forward(&y)?;
+        }
+        Ok(y)
+    }
+
+    fn load(
+        c_in: usize,
+        c_out: usize,
+        places: &[&str],
+        padding: usize,
+        relu_between: bool,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let mut convs = Vec::with_capacity(places.len().max(1));
+        if places.is_empty() {
+            let shape = ConvShape {
+                padding,
+                ..ConvShape::same(c_in, c_out, 7)
+            };
+            convs.push(Conv::new(shape, &vb)?);
+        }
+        for (i, place) in places.iter().enumerate() {
+            let c_out = if i + 1 == places.len() { c_out } else { c_in };
+            let shape = ConvShape {
+                padding,
+                ..ConvShape::same(c_in, c_out, 3)
+            };
+            convs.push(Conv::new(shape, &vb.pp(place))?);
+        }
+        Ok(Self {
+            convs,
+            relu_between,
+        })
+    }
+}
+
+/// The convolutions of a block that halves or doubles the picture.
+fn scaling_convs(c_in: usize, c_out: usize, mobile: bool, vb: &VarBuilder) -> Result<Vec<Conv>> {
+    let (conv, norm) = (vb.pp("conv"), vb.pp("norm"));
+    if !mobile {
+        return Ok(vec![Conv::with_norm(
+            ConvShape::same(c_in, c_out, 3),
+            &conv,
+            &norm,
+        )?]);
+    }
+    let mix = ConvShape::same(c_in, c_out, 1).without_bias();
+    Ok(vec![
+        Conv::with_norm(ConvShape::depthwise(c_in), &conv, &norm)?,
+        Conv::with_norm(mix, &vb.pp("conv1"), &vb.pp("norm1"))?,
+    ])
+}
+
+fn conv_relu_all(convs: &[Conv], x: &Tensor) -> Result<Tensor> {
+    convs
+        .iter()
+        .try_fold(x.clone(), |x, conv| conv.forward(&x)?.relu())
+}
+
+fn load_norm(channels: usize, vb: &VarBuilder) -> Result<(Tensor, Tensor)> {
+    let get = |name| vb.get(channels, name);
+    let (weight, bias) = (get("weight")?, get("bias")?);
+    batch_norm::scale_and_shift(&weight, &bias, &get("running_mean")?, &get("running_var")?)
+}

@@ -1,0 +1,157 @@
+//! Dense motion: from keypoints to where every pixel comes from (paper section 3.2).
+//!
+//! Around each keypoint the motion is linear (equation 4); a network looks at the source warped by
+//! each of these motions (equation 7) and at heatmaps of the keypoints (equation 6), and says for
+//! every pixel which to follow, and whether the source shows what is to be seen there.
+
+use candle_core::{D, Result, Tensor};
+use candle_nn::{VarBuilder, ops};
+
+use super::blocks::Head;
+use super::config::ModelConfig;
+use super::coordinate_grid;
+use super::hourglass::Hourglass;
+use super::keypoint_detector::KeypointTensors;
+use crate::ops::grid_sample::{Padding, grid_sample};
+use crate::ops::matrix::inverse_2x2;
+use crate::ops::resample::AntiAlias;
+
+/// `DenseMotionNetwork` of the reference.
+#[derive(Clone, Debug)]
+pub struct DenseMotion {
+    down: AntiAlias,
+    hourglass: Hourglass,
+    mask: Head,
+    occlusion: Option<Head>,
+    kp_variance: f64,
+}
+
+/// Dense motion of a batch; (h, w) is the source's size over the network's reduction.
+#[derive(Clone, Debug)]
+pub struct DenseMotionOutput {
+    /// The source warped by every motion (b, K + 1, 3, h, w), the first the background's: none.
+    pub sparse_deformed: Tensor,
+    /// How much each motion counts (b, K + 1, h, w), together 1.
+    pub mask: Tensor,
+    /// Where each pixel comes from (b, h, w, 2) as (x, y) in -1..1.
+    pub deformation: Tensor,
+    /// Whether the source shows what is to be seen (b, 1, h, w), 0..1.
+    pub occlusion_map: Option<Tensor>,
+}
+
+impl DenseMotion {
+    /// Reads the tensors of a checkpoint under `generator.dense_motion_network`.
+    pub fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
+        let motion = &config.generator.dense_motion;
+        let mobile = config.generator.mobile;
+        let c_in = (config.num_kp + 1) * (config.num_channels + 1);
+        let features = motion.block_expansion + c_in;
+        let occlusion = if config.generator.estimate_occlusion_map {
+            Some(Head::new(features, 1, mobile, vb.pp("occlusion"))?)
+        } else {
+            None
+        };
+        Ok(Self {
+            down: super::reduction(motion.factor(), mobile, vb.device())?,
+            hourglass: Hourglass::new(
+                c_in,
+                motion.block_expansion,
+                motion.max_features,
+                motion.num_blocks,
+                mobile,
+                vb.pp("hourglass"),
+            )?,
+            mask: Head::new(features, config.num_kp + 1, mobile, vb.pp("mask"))?,
+            occlusion,
+            kp_variance: motion.kp_variance,
+        })
+    }
+
+    /// The source (b, 3, H, W) as [`DenseMotion::forward`] wants it: (b, 3, h, w).
+    pub fn reduce(&self, source: &Tensor) -> Result<Tensor> {
+        self.down.forward(source)
+    }
+
+    /// `source` (1 or b, 3, h, w) is reduced; `kp_source` is of 1 or b pictures, `kp_driving` of b.
+    pub fn forward(
+        &self,
+        source: &Tensor,
+        kp_source: &KeypointTensors,
+        kp_driving: &KeypointTensors,
+    ) -> Result<DenseMotionOutput> {
+        let (_, channels, h, w) = source.dims4()?;
+        let (b, k, _) = kp_driving.value.dims3()?;
+        let grid = coordinate_grid(h, w, source.dtype(), source.device())?;
+        let grid = grid.reshape((1, 1, h * w, 2))?;
+
+        let motions = sparse_motions(&grid, kp_source, kp_driving)?;
+        // Every motion samples the same picture: stack them into one tall grid.
+        let tall = motions.reshape((b, (k + 1) * h, w, 2))?;
+        let sparse_deformed = grid_sample(source, &tall, Padding::Zeros, true)?
+            .reshape((b, channels, k + 1, h, w))?
+            .transpose(1, 2)?
+            .contiguous()?;
+
+        let heatmaps = self
+            .heatmaps(&grid, kp_source, kp_driving)?
+            .reshape((b, k + 1, 1, h, w))?;
+        let input = Tensor::cat(&[&heatmaps, &sparse_deformed], 2)?;
+        let features = self.hourglass.forward(&input.reshape((b, (), h, w))?)?;
+
+        let mask = ops::softmax(&self.mask.forward(&features)?, 1)?;
+        let weights = mask.reshape((b, k + 1, h * w, 1))?;
+        let deformation = motions
+            .broadcast_mul(&weights)?
+            .sum(1)?
+            .reshape((b, h, w, 2))?;
+        let occlusion_map = match &self.occlusion {
+            Some(head) => Some(ops::sigmoid(&head.forward(&features)?)?),
+            None => None,
+        };
+        Ok(DenseMotionOutput {
+            sparse_deformed,
+            mask,
+            deformation,
+            occlusion_map,
+        })
+    }
+
+    /// Gaussians at the driving keypoints less those at the source's (b, K + 1, hw); the
+    /// background's is zero.
+    fn heatmaps(
+        &self,
+        grid: &Tensor,
+        kp_source: &KeypointTensors,
+        kp_driving: &KeypointTensors,
+    ) -> Result<Tensor> {
+        let gaussians = |kp: &KeypointTensors| {
+            let distance = grid
+                .broadcast_sub(&kp.value.unsqueeze(2)?)?
+                .sqr()?
+                .sum(D::Minus1)?;
+            (distance * (-0.5 / self.kp_variance))?.exp()
+        };
+        let heatmaps = gaussians(kp_driving)?.broadcast_sub(&gaussians(kp_source)?)?;
+        heatmaps.pad_with_zeros(1, 1, 0)
+    }
+}
+
+/// The linear motion around each keypoint, the background's (none) first: (b, K + 1, hw, 2).
+fn sparse_motions(
+    grid: &Tensor,
+    kp_source: &KeypointTensors,
+    kp_driving: &KeypointTensors,
+) -> Result<Tensor> {
+    let mut motions = grid.broadcast_sub(&kp_driving.value.unsqueeze(2)?)?;
+    if let (Some(source), Some(driving)) = (&kp_source.jacobian, &kp_driving.jacobian) {
+        let jacobian = source.broadcast_matmul(&inverse_2x2(driving)?)?;
+        // Places are rows here, so the matrix comes transposed and on the right.
+        motions = motions
+            .contiguous()?
+            .matmul(&jacobian.transpose(2, 3)?.contiguous()?)?;
+    }
+    let motions = motions.broadcast_add(&kp_source.value.unsqueeze(2)?)?;
+    let (b, _, places, _) = motions.dims4()?;
+    let identity = grid.broadcast_as((b, 1, places, 2))?;
+    Tensor::cat(&[&identity, &motions], 1)
+}

@@ -1,0 +1,234 @@
+//! The occlusion-aware generator (paper section 3.2): encodes the source, warps its features by the
+//! dense motion, hides what the source does not show and decodes.
+//!
+//! What depends on the source alone is computed once, by [`Generator::encode_source`].
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::{VarBuilder, ops};
+
+use super::blocks::{DownBlock, Head, ResBlock, SameBlock, UpBlock};
+use super::border::{blurred, inside};
+use super::config::{Border, ModelConfig};
+use super::coordinate_grid;
+use super::dense_motion::DenseMotion;
+use super::keypoint_detector::KeypointTensors;
+use crate::ops::grid_sample::{Padding, grid_sample};
+use crate::ops::resample;
+
+/// `OcclusionAwareGenerator` of the reference, with its dense motion network.
+#[derive(Clone, Debug)]
+pub struct Generator {
+    dense_motion: DenseMotion,
+    first: Vec<SameBlock>,
+    down_blocks: Vec<DownBlock>,
+    bottleneck: Vec<ResBlock>,
+    up_blocks: Vec<UpBlock>,
+    last: Head,
+    border: Border,
+    opens_border: bool,
+}
+
+/// What the generator needs of a source picture.
+#[derive(Clone, Debug)]
+pub struct SourceFeatures {
+    /// The picture (b, 3, H, W).
+    pub image: Tensor,
+    /// The encoder's features (b, c, h, w).
+    pub features: Tensor,
+    /// The picture as dense motion wants it (b, 3, h', w').
+    pub small: Tensor,
+}
+
+/// What the generator makes of a batch of driving keypoints; (h, w) is the source's size over dense
+/// motion's reduction, (h', w') the size of the encoder's features.
+#[derive(Clone, Debug)]
+pub struct GeneratorOutput {
+    /// The pictures (b, 3, H, W) in 0..1.
+    pub prediction: Tensor,
+    /// Where each pixel comes from (b, h, w, 2) as (x, y) in -1..1, as dense motion gives it.
+    pub deformation: Tensor,
+    /// How much each keypoint's motion counts (b, K + 1, h, w), the background's first.
+    pub mask: Tensor,
+    /// Whether the source shows what is to be seen (b, 1, h, w) in 0..1, as dense motion gives it.
+    pub occlusion_map: Option<Tensor>,
+    /// The reduced source warped by each motion (b, K + 1, 3, h, w).
+    pub sparse_deformed: Tensor,
+    /// The deformation (b, h', w', 2) as it was used on the features, its border treated.
+    pub used_deformation: Tensor,
+    /// The occlusion map (b, 1, h', w') as it was used on the features, its border treated.
+    pub used_occlusion: Option<Tensor>,
+}
+
+impl Generator {
+    /// Reads the tensors of a checkpoint under `generator`.
+    pub fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
+        let generator = &config.generator;
+        let (mobile, channels) = (generator.mobile, config.num_channels);
+        let (levels, width) = (generator.num_down_blocks, |level| generator.width(level));
+        let first = if mobile {
+            [channels, channels, width(0)]
+                .into_iter()
+                .enumerate()
+                .map(|(i, c_out)| SameBlock::new(channels, c_out, 3, false, vb.pp("first").pp(i)))
+                .collect::<Result<_>>()?
+        } else {
+            vec![SameBlock::new(channels, width(0), 7, true, vb.pp("first"))?]
+        };
+        let down_blocks = (0..levels)
+            .map(|i| DownBlock::new(width(i), width(i + 1), mobile, vb.pp("down_blocks").pp(i)))
+            .collect::<Result<_>>()?;
+        let bottleneck = (0..generator.num_bottleneck_blocks)
+            .map(|i| {
+                ResBlock::new(
+                    width(levels),
+                    mobile,
+                    vb.pp("bottleneck").pp(format!("r{i}")),
+                )
+            })
+            .collect::<Result<_>>()?;
+        let up_blocks = (0..levels)
+            .map(|i| {
+                let (from, to) = (width(levels - i), width(levels - i - 1));
+                UpBlock::new(from, to, mobile, vb.pp("up_blocks").pp(i))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            dense_motion: DenseMotion::new(config, vb.pp("dense_motion_network"))?,
+            first,
+            down_blocks,
+            bottleneck,
+            up_blocks,
+            last: Head::new(width(0), channels, mobile, vb.pp("final"))?,
+            border: config.border,
+            opens_border: config.border == Border::PaddleGan && !mobile,
+        })
+    }
+
+    /// Everything that depends on the source alone: `source` (b, 3, H, W) in 0..1.
+    pub fn encode_source(&self, source: &Tensor) -> Result<SourceFeatures> {
+        let features = self
+            .first
+            .iter()
+            .try_fold(source.clone(), |x, block| block.forward(&x))?;
+        let features = self
+            .down_blocks
+            .iter()
+            .try_fold(features, |x, block| block.forward(&x))?;
+        let small = self.dense_motion.reduce(source)?;
+        Ok(SourceFeatures {
+            image: source.clone(),
+            features,
+            small,
+        })
+    }
+
+    /// Moves the source from `kp_source` to `kp_driving`; one source serves a batch of driving
+    /// keypoints.
+    pub fn forward(
+        &self,
+        source: &SourceFeatures,
+        kp_source: &KeypointTensors,
+        kp_driving: &KeypointTensors,
+    ) -> Result<GeneratorOutput> {
+        let motion = self
+            .dense_motion
+            .forward(&source.small, kp_source, kp_driving)?;
+        let (_, _, h, w) = source.features.dims4()?;
+        let used_deformation = self.used_deformation(&motion.deformation, h, w)?;
+        let mut x = grid_sample(&source.features, &used_deformation, Padding::Zeros, true)?;
+        let used_occlusion = match &motion.occlusion_map {
+            Some(map) => Some(self.open_border(&resample::bilinear(map, h, w)?)?),
+            None => None,
+        };
+        if let Some(visible) = &used_occlusion {
+            x = x.broadcast_mul(visible)?;
+        }
+        let x = self
+            .bottleneck
+            .iter()
+            .try_fold(x, |x, block| block.forward(&x))?;
+        let x = self
+            .up_blocks
+            .iter()
+            .try_fold(x, |x, block| block.forward(&x))?;
+        Ok(GeneratorOutput {
+            prediction: ops::sigmoid(&self.last.forward(&x)?)?,
+            deformation: motion.deformation,
+            mask: motion.mask,
+            occlusion_map: motion.occlusion_map,
+            sparse_deformed: motion.sparse_deformed,
+            used_deformation,
+            used_occlusion,
+        })
+    }
+
+    /// Warps pictures or features (1 or b, c, h, w) by a deformation (b, h', w', 2), the border
+    /// treated as the configuration says: what the generator does to the source's features, and on
+    /// the source itself the reference's `deformed` picture.
+    pub fn deform(&self, input: &Tensor, deformation: &Tensor) -> Result<Tensor> {
+        let (_, _, h, w) = input.dims4()?;
+        let deformation = self.used_deformation(deformation, h, w)?;
+        grid_sample(input, &deformation, Padding::Zeros, true)
+    }
+
+    /// A deformation (b, h', w', 2) brought to (b, h, w, 2), its border treated.
+    fn used_deformation(&self, deformation: &Tensor, h: usize, w: usize) -> Result<Tensor> {
+        let channels_first = deformation.permute((0, 3, 1, 2))?;
+        let deformation = resample::bilinear(&channels_first, h, w)?.permute((0, 2, 3, 1))?;
+        if self.border == Border::None {
+            return Ok(deformation);
+        }
+        let (dtype, device) = (deformation.dtype(), deformation.device());
+        let identity = coordinate_grid(h, w, dtype, device)?.unsqueeze(0)?;
+        let inner = soft_inside(h, w, dtype, device)?;
+        let moved = deformation
+            .broadcast_sub(&identity)?
+            .broadcast_mul(&inner)?;
+        moved.broadcast_add(&identity)
+    }
+
+    /// An occlusion map (b, 1, h, w) with the border counted as visible, where that is asked for.
+    fn open_border(&self, map: &Tensor) -> Result<Tensor> {
+        if !self.opens_border {
+            return Ok(map.clone());
+        }
+        let (_, _, h, w) = map.dims4()?;
+        let (rows, columns) = (inside(h), inside(w));
+        let inner = outer_product(&rows, &columns, map.dtype(), map.device())?;
+        let outer = inner.affine(-1.0, 1.0)?;
+        map.broadcast_mul(&inner)?.broadcast_add(&outer)
+    }
+}
+
+/// 1 inside the border, 0 in it, softened: (h, w, 1).
+fn soft_inside(h: usize, w: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    outer_product(&blurred(&inside(h)), &blurred(&inside(w)), dtype, device)?.unsqueeze(2)
+}
+
+fn outer_product(rows: &[f64], columns: &[f64], dtype: DType, device: &Device) -> Result<Tensor> {
+    let values: Vec<f64> = rows
+        .iter()
+        .flat_map(|row| columns.iter().map(move |column| row * column))
+        .collect();
+    Tensor::from_vec(values, (rows.len(), columns.len()), device)?.to_dtype(dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn motion_fades_out_within_nine_pixels_of_the_edge() {
+        let inner = soft_inside(32, 20, DType::F64, &Device::Cpu).unwrap();
+        let inner = inner.squeeze(2).unwrap().to_vec2::<f64>().unwrap();
+        let row = &inner[16];
+        assert_eq!(row[0], 0.0);
+        assert_eq!(row[1], 4.0 / 256.0);
+        assert_eq!(row[4], (4.0 + 13.0 + 30.0 + 51.0) / 256.0);
+        assert_eq!(row[9], 1.0);
+        assert_eq!(row[10], 1.0);
+        assert_eq!(row[15], row[4]);
+        assert_eq!(row[19], 0.0);
+        assert_eq!(inner[4][4], row[4] * row[4]);
+    }
+}

@@ -1,0 +1,85 @@
+//! Keypoints as plain numbers, for everything that is not a network.
+
+use candle_core::{Device, Result, Tensor};
+
+use super::KeypointTensors;
+
+/// The keypoints of one picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Keypoints {
+    /// Places as (x, y) in -1..1, the outermost pixels' centres being -1 and 1.
+    pub value: Vec<[f32; 2]>,
+    /// A 2x2 matrix by rows for each, unless the model is of zeroth order.
+    pub jacobian: Option<Vec<[[f32; 2]; 2]>>,
+}
+
+impl Keypoints {
+    /// The keypoints of each picture of a batch.
+    pub fn from_tensors(tensors: &KeypointTensors) -> Result<Vec<Self>> {
+        let values: Vec<Vec<Vec<f32>>> = tensors.value.to_vec3()?;
+        let (pictures, keypoints, _) = tensors.value.dims3()?;
+        let jacobians: Option<Vec<f32>> = match &tensors.jacobian {
+            Some(jacobian) => Some(jacobian.flatten_all()?.to_vec1()?),
+            None => None,
+        };
+        let mut batch = Vec::with_capacity(pictures);
+        for (i, value) in values.iter().enumerate() {
+            let jacobian = jacobians.as_ref().map(|all| {
+                let (matrices, _) = all.as_chunks::<4>();
+                let of_picture = matrices.iter().skip(i * keypoints).take(keypoints);
+                of_picture.map(|m| [[m[0], m[1]], [m[2], m[3]]]).collect()
+            });
+            batch.push(Self {
+                value: value.iter().map(|v| [v[0], v[1]]).collect(),
+                jacobian,
+            });
+        }
+        Ok(batch)
+    }
+
+    /// A batch for the generator; all have the same number of keypoints, and either all or none
+    /// have jacobians.
+    pub fn to_tensors(batch: &[Self], device: &Device) -> Result<KeypointTensors> {
+        let keypoints = batch.first().map_or(0, |first| first.value.len());
+        let values: Vec<f32> = batch
+            .iter()
+            .flat_map(|kp| kp.value.iter().flatten())
+            .copied()
+            .collect();
+        let value = Tensor::from_vec(values, (batch.len(), keypoints, 2), device)?;
+        let jacobian = if batch.iter().any(|kp| kp.jacobian.is_some()) {
+            let matrices = batch.iter().filter_map(|kp| kp.jacobian.as_ref()).flatten();
+            let values: Vec<f32> = matrices.flatten().flatten().copied().collect();
+            Some(Tensor::from_vec(
+                values,
+                (batch.len(), keypoints, 2, 2),
+                device,
+            )?)
+        } else {
+            None
+        };
+        Ok(KeypointTensors { value, jacobian })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keypoints_survive_the_way_through_tensors() {
+        let batch = [1.0, 2.0].map(|v| Keypoints {
+            value: vec![[v, -v]; 5],
+            jacobian: Some(vec![[[v, 2.0], [3.0, -v]]; 5]),
+        });
+        let tensors = Keypoints::to_tensors(&batch, &Device::Cpu).unwrap();
+        assert_eq!(tensors.jacobian.as_ref().unwrap().dims(), [2, 5, 2, 2]);
+        assert_eq!(Keypoints::from_tensors(&tensors).unwrap(), batch);
+        let plain = batch.map(|kp| Keypoints {
+            jacobian: None,
+            ..kp
+        });
+        let tensors = Keypoints::to_tensors(&plain, &Device::Cpu).unwrap();
+        assert_eq!(Keypoints::from_tensors(&tensors).unwrap(), plain);
+    }
+}

@@ -1,0 +1,281 @@
+//! The First Order Motion Model's networks, written once, in candle: what each of them computes is
+//! defined here, for every device; faster engines are tested against it.
+//!
+//! Siarohin et al., "First Order Motion Model for Image Animation", NeurIPS 2019; the variants and
+//! the border handling are PaddleGAN's. Tensors are named as PyTorch names them, shapes are
+//! (b, c, h, w), pictures lie in 0..1 and keypoints in -1..1. Inference only: no files, no threads,
+//! no logging, no gradients of batch norm.
+
+pub mod blocks;
+mod border;
+pub mod config;
+pub mod dense_motion;
+pub mod generator;
+pub mod hourglass;
+pub mod keypoint_detector;
+mod keypoints;
+pub mod packed;
+pub mod procedural;
+mod tensors;
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+
+pub use config::{Border, ModelConfig};
+pub use dense_motion::DenseMotion;
+pub use generator::{Generator, GeneratorOutput, SourceFeatures};
+pub use keypoint_detector::{KeypointDetector, KeypointTensors};
+pub use keypoints::Keypoints;
+
+use crate::ops::resample::AntiAlias;
+
+/// Why weights do not make a model.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A tensor holds values that no trained model has.
+    #[error(
+        "the weights are damaged: tensor '{name}' holds {what}; get the file again or use another"
+    )]
+    Damaged {
+        /// The tensor.
+        name: String,
+        /// What it holds.
+        what: &'static str,
+    },
+    /// A tensor is missing or of the wrong shape, or the device failed.
+    #[error("the weights do not make this model: {0}")]
+    Tensors(#[from] candle_core::Error),
+}
+
+/// Both networks of a model, ready for inference in f32.
+#[derive(Clone, Debug)]
+pub struct Networks {
+    /// The model's shape.
+    pub config: ModelConfig,
+    /// Finds keypoints.
+    pub keypoint_detector: KeypointDetector,
+    /// Moves a picture from keypoints to keypoints.
+    pub generator: Generator,
+}
+
+impl Networks {
+    /// Builds the networks from a checkpoint's tensors; what they do not name is left alone.
+    pub fn new(
+        config: &ModelConfig,
+        tensors: &BTreeMap<String, Tensor>,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        check_values(config, tensors)?;
+        let tensors: HashMap<String, Tensor> = tensors
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.clone()))
+            .collect();
+        let vb = VarBuilder::from_tensors(tensors, DType::F32, device);
+        Ok(Self {
+            config: config.clone(),
+            keypoint_detector: KeypointDetector::new(config, vb.pp("kp_detector"))?,
+            generator: Generator::new(config, vb.pp("generator"))?,
+        })
+    }
+}
+
+/// Refuses tensors with NaN or infinite values, or with negative variances, among those the model
+/// uses: they give a black picture and no error.
+pub fn check_values(config: &ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<(), Error> {
+    let damaged = |name: &str, what| Error::Damaged {
+        name: name.to_owned(),
+        what,
+    };
+    for name in config.expected_tensors().into_keys() {
+        let Some(tensor) = tensors.get(&name) else {
+            continue;
+        };
+        if tensor.elem_count() == 0 {
+            continue;
+        }
+        let tensor = tensor.to_dtype(DType::F32)?;
+        // A sum is infinite or NaN as soon as one value is (and for values that overflow it, which
+        // no trained model has).
+        if !tensor.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            return Err(damaged(&name, "values that are no numbers"));
+        }
+        if name.ends_with(".running_var") && tensor.min_all()?.to_scalar::<f32>()? < 0.0 {
+            return Err(damaged(&name, "negative variances"));
+        }
+    }
+    Ok(())
+}
+
+/// Coordinates of pixel centres (h, w, 2) as (x, y) in -1..1.
+fn coordinate_grid(
+    h: usize,
+    w: usize,
+    dtype: DType,
+    device: &Device,
+) -> candle_core::Result<Tensor> {
+    let along = |i: usize, n: usize| 2.0 * i as f64 / (n.max(2) - 1) as f64 - 1.0;
+    let places: Vec<f64> = (0..h)
+        .flat_map(|y| (0..w).flat_map(move |x| [along(x, w), along(y, h)]))
+        .collect();
+    Tensor::from_vec(places, (h, w, 2), device)?.to_dtype(dtype)
+}
+
+/// The reduction by 1 / `factor` before a network; the mobile form has a very narrow gaussian.
+fn reduction(factor: usize, mobile: bool, device: &Device) -> candle_core::Result<AntiAlias> {
+    if mobile {
+        AntiAlias::new(factor, 3, 0.25, device)
+    } else {
+        AntiAlias::for_factor(factor, device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn smallest() -> ModelConfig {
+        let mut config = ModelConfig::preset("vox-256").unwrap();
+        config.image_size = 64;
+        config.num_kp = 3;
+        config.kp.block_expansion = 2;
+        config.kp.max_features = 4;
+        config.kp.num_blocks = 2;
+        config.generator.block_expansion = 2;
+        config.generator.max_features = 4;
+        config.generator.num_bottleneck_blocks = 1;
+        config.generator.dense_motion.block_expansion = 2;
+        config.generator.dense_motion.max_features = 4;
+        config.generator.dense_motion.num_blocks = 2;
+        config.check().unwrap();
+        config
+    }
+
+    fn run(config: &ModelConfig, driving: usize) -> GeneratorOutput {
+        let tensors = procedural::tensors(config, "test").unwrap();
+        let networks = Networks::new(config, &tensors, &Device::Cpu).unwrap();
+        let side = config.image_size as usize;
+        let shape = (driving, 3, side, side);
+        let frames: Vec<f32> = (0..driving * 3 * side * side)
+            .map(|i| (i as f32 * 0.01).sin().abs())
+            .collect();
+        let frames = Tensor::from_vec(frames, shape, &Device::Cpu).unwrap();
+        let photo = frames.narrow(0, 0, 1).unwrap();
+        let source = networks.generator.encode_source(&photo).unwrap();
+        let kp_source = networks.keypoint_detector.forward(&photo).unwrap();
+        let kp_driving = networks.keypoint_detector.forward(&frames).unwrap();
+        networks
+            .generator
+            .forward(&source, &kp_source, &kp_driving)
+            .unwrap()
+    }
+
+    #[test]
+    fn every_shape_of_model_runs() {
+        let base = smallest();
+        let with = |change: &dyn Fn(&mut ModelConfig)| {
+            let mut config = base.clone();
+            change(&mut config);
+            config.check().unwrap();
+            let output = run(&config, 2);
+            let side = config.image_size as usize;
+            assert_eq!(output.prediction.dims(), [2, 3, side, side]);
+            let prediction: Vec<f32> = output.prediction.flatten_all().unwrap().to_vec1().unwrap();
+            assert!(prediction.iter().all(|v| (0.0..=1.0).contains(v)));
+            output
+        };
+        with(&|_| ());
+        with(&|c| c.border = Border::None);
+        with(&|c| (c.kp.mobile, c.generator.mobile) = (true, true));
+        with(&|c| (c.kp.mobile, c.generator.mobile) = (false, true));
+        with(&|c| c.estimate_jacobian = false);
+        with(&|c| c.kp.single_jacobian_map = true);
+        with(&|c| c.kp.pad = 3);
+        with(&|c| c.image_size = 96);
+        with(&|c| c.kp.scale_factor = 1.0);
+        with(&|c| c.generator.num_bottleneck_blocks = 0);
+        let output = with(&|c| c.generator.estimate_occlusion_map = false);
+        assert!(output.occlusion_map.is_none());
+        // Features, deformation and occlusion map of different sizes.
+        let output = with(&|c| c.generator.dense_motion.scale_factor = 0.5);
+        assert_eq!(output.deformation.dims(), [2, 32, 32, 2]);
+        assert_eq!(output.occlusion_map.unwrap().dims(), [2, 1, 32, 32]);
+        with(&|c| c.generator.num_down_blocks = 3);
+    }
+
+    #[test]
+    fn a_batch_gives_what_its_frames_give_one_by_one() {
+        let config = smallest();
+        let three = run(&config, 3).prediction;
+        let one = run(&config, 1).prediction;
+        let difference = (three.narrow(0, 0, 1).unwrap() - one)
+            .unwrap()
+            .abs()
+            .unwrap();
+        assert_eq!(
+            difference.max_all().unwrap().to_scalar::<f32>().unwrap(),
+            0.0
+        );
+    }
+
+    #[test]
+    fn what_is_missing_misshapen_or_damaged_is_named() {
+        let config = smallest();
+        let tensors = procedural::tensors(&config, "test").unwrap();
+        let complaint = |name: &str, value: Option<Tensor>| {
+            let mut tensors = tensors.clone();
+            let old = tensors.remove(name).expect(name);
+            if let Some(value) = value {
+                let dtype = old.dtype();
+                tensors.insert(name.to_owned(), value.to_dtype(dtype).unwrap());
+            }
+            Networks::new(&config, &tensors, &Device::Cpu)
+                .unwrap_err()
+                .to_string()
+        };
+        let fill =
+            |value: f64, shape: &[usize]| Some(Tensor::full(value, shape, &Device::Cpu).unwrap());
+        for (name, value, wanted) in [
+            ("generator.final.bias", None, "generator.final.bias"),
+            (
+                "kp_detector.kp.bias",
+                fill(0.0, &[4]),
+                "kp_detector.kp.bias",
+            ),
+            ("kp_detector.kp.bias", fill(f64::NAN, &[3]), "no numbers"),
+            (
+                "generator.final.bias",
+                fill(f64::INFINITY, &[3]),
+                "no numbers",
+            ),
+            (
+                "generator.first.norm.running_var",
+                fill(-1.0, &[2]),
+                "negative",
+            ),
+        ] {
+            let message = complaint(name, value);
+            assert!(
+                message.contains(wanted) && message.contains(name),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_grid_spans_the_outermost_pixels() {
+        let grid = coordinate_grid(2, 3, DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(
+            grid.reshape((6, 2)).unwrap().to_vec2::<f32>().unwrap(),
+            [
+                [-1., -1.],
+                [0., -1.],
+                [1., -1.],
+                [-1., 1.],
+                [0., 1.],
+                [1., 1.]
+            ]
+        );
+    }
+}

@@ -1,0 +1,159 @@
+//! The packed layout of the CPU engine: `[channels / 16][height][width][16]`, f32, 64-byte aligned.
+//!
+//! Sixteen neighbouring channels of one pixel are one cache line and one, two or four vectors, so no
+//! kernel ever shuffles. Channels that do not fill a block are padded with zeros. There is no halo:
+//! kernels treat the border themselves, which lets every buffer be used for any layer.
+//! A concatenation is two runs of blocks behind each other, each padded on its own ([`Channels`]).
+
+use super::simd::BLOCK;
+
+/// One block of one pixel.
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; BLOCK]);
+
+/// A zeroed, 64-byte aligned run of f32 of whole blocks.
+#[derive(Clone, Default)]
+pub struct Buffer(Vec<Line>);
+
+impl Buffer {
+    /// `len` zeros, rounded up to a whole block.
+    pub fn zeroed(len: usize) -> Self {
+        Self(vec![Line::default(); len.div_ceil(BLOCK)])
+    }
+
+    /// The values, padded with zeros to a whole block.
+    pub fn from_slice(values: &[f32]) -> Self {
+        let mut buffer = Self::zeroed(values.len());
+        buffer[..values.len()].copy_from_slice(values);
+        buffer
+    }
+
+    /// Makes room for at least `len` values; what is there keeps its place.
+    pub fn grow(&mut self, len: usize) {
+        if self.len() < len {
+            self.0.resize(len.div_ceil(BLOCK), Line::default());
+        }
+    }
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl std::ops::DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({} f32)", self.len())
+    }
+}
+
+/// Which channels lie where: the runs of a concatenation, each padded to whole blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Channels(Vec<usize>);
+
+impl Channels {
+    /// One run of `count` channels.
+    pub fn new(count: usize) -> Self {
+        Self(vec![count])
+    }
+
+    /// Two tensors concatenated along the channels.
+    pub fn concat(first: usize, second: usize) -> Self {
+        Self(vec![first, second])
+    }
+
+    /// Channels that mean something.
+    pub fn count(&self) -> usize {
+        self.0.iter().sum()
+    }
+
+    /// Blocks of 16 they take.
+    pub fn blocks(&self) -> usize {
+        self.0.iter().map(|run| run.div_ceil(BLOCK)).sum()
+    }
+
+    /// For each padded place, the channel that lies there.
+    pub fn places(&self) -> Vec<Option<usize>> {
+        let mut places = Vec::with_capacity(self.blocks() * BLOCK);
+        let mut next = 0;
+        for &run in &self.0 {
+            let padded = run.next_multiple_of(BLOCK);
+            places.extend((0..padded).map(|i| (i < run).then(|| next + i)));
+            next += run;
+        }
+        places
+    }
+
+    /// For each block, how many of its 16 places are channels (the rest is padding at its end).
+    pub fn fill(&self) -> Vec<usize> {
+        self.0
+            .iter()
+            .flat_map(|&run| (0..run.div_ceil(BLOCK)).map(move |b| (run - b * BLOCK).min(BLOCK)))
+            .collect()
+    }
+}
+
+/// Height and width of a feature map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl Size {
+    /// A square.
+    pub const fn square(side: usize) -> Self {
+        Self {
+            height: side,
+            width: side,
+        }
+    }
+
+    /// Pixels.
+    pub const fn pixels(self) -> usize {
+        self.height * self.width
+    }
+
+    /// Values in `blocks` blocks of this size.
+    pub const fn values(self, blocks: usize) -> usize {
+        blocks * self.pixels() * BLOCK
+    }
+}
+
+/// Packs a (c, h, w) tensor.
+pub fn pack(planar: &[f32], channels: &Channels, size: Size) -> Buffer {
+    let mut packed = Buffer::zeroed(size.values(channels.blocks()));
+    for (place, channel) in channels.places().into_iter().enumerate() {
+        let Some(channel) = channel else { continue };
+        let plane = &planar[channel * size.pixels()..][..size.pixels()];
+        let block = &mut packed[place / BLOCK * size.pixels() * BLOCK..];
+        for (pixel, &value) in plane.iter().enumerate() {
+            block[pixel * BLOCK + place % BLOCK] = value;
+        }
+    }
+    packed
+}
+
+/// The (c, h, w) tensor of a packed one.
+pub fn unpack(packed: &[f32], channels: &Channels, size: Size) -> Vec<f32> {
+    let mut planar = vec![0.0; channels.count() * size.pixels()];
+    for (place, channel) in channels.places().into_iter().enumerate() {
+        let Some(channel) = channel else { continue };
+        let block = &packed[place / BLOCK * size.pixels() * BLOCK..];
+        for pixel in 0..size.pixels() {
+            planar[channel * size.pixels() + pixel] = block[pixel * BLOCK + place % BLOCK];
+        }
+    }
+    planar
+}

@@ -1,0 +1,399 @@
+//! Bilinear sampling of a picture at arbitrary places (spatial transformer networks, equation 5).
+//!
+//! candle has no such op. This is the plain CPU forward in f32 and f64, the definition that faster
+//! versions are tested against; it has no gradient.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
+use rayon::prelude::*;
+
+/// What is seen outside the picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// Nothing: zeros.
+    Zeros,
+    /// The picture mirrored at its edge.
+    Reflection,
+}
+
+/// Samples `input` (b, c, h, w) at `grid` (b, ho, wo, 2), giving (b, c, ho, wo).
+///
+/// The grid holds (x, y) in -1..1. With `align_corners` -1 and 1 are the centres of the outermost
+/// pixels, without it their outer edges. An `input` of batch 1 serves every grid of the batch.
+pub fn grid_sample(
+    input: &Tensor,
+    grid: &Tensor,
+    padding: Padding,
+    align_corners: bool,
+) -> Result<Tensor> {
+    let (batch, _, h, w) = input.dims4()?;
+    let (grids, _, _, coordinates) = grid.dims4()?;
+    if coordinates != 2 || (batch != 1 && batch != grids) || h == 0 || w == 0 {
+        bail!(
+            "grid_sample: a grid {:?} does not fit an input {:?}",
+            grid.dims(),
+            input.dims()
+        );
+    }
+    let op = GridSample {
+        padding,
+        align_corners,
+    };
+    input.contiguous()?.apply_op2(&grid.contiguous()?, op)
+}
+
+struct GridSample {
+    padding: Padding,
+    align_corners: bool,
+}
+
+impl CustomOp2 for GridSample {
+    fn name(&self) -> &'static str {
+        "grid_sample"
+    }
+
+    fn cpu_fwd(
+        &self,
+        input: &CpuStorage,
+        input_layout: &Layout,
+        grid: &CpuStorage,
+        grid_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (batch, c, h, w) = input_layout.shape().dims4()?;
+        let (grids, ho, wo, _) = grid_layout.shape().dims4()?;
+        let size = Sizes {
+            batch,
+            c,
+            h,
+            w,
+            grids,
+            out: ho * wo,
+        };
+        let storage = match (input, grid) {
+            (CpuStorage::F32(input), CpuStorage::F32(grid)) => {
+                let grid = contiguous(grid, grid_layout)?;
+                CpuStorage::F32(self.sample(contiguous(input, input_layout)?, grid, size))
+            }
+            (CpuStorage::F64(input), CpuStorage::F64(grid)) => {
+                let grid = contiguous(grid, grid_layout)?;
+                CpuStorage::F64(self.sample(contiguous(input, input_layout)?, grid, size))
+            }
+            _ => bail!("grid_sample: picture and grid must both be f32 or both be f64"),
+        };
+        Ok((storage, Shape::from((grids, c, ho, wo))))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    c: usize,
+    h: usize,
+    w: usize,
+    grids: usize,
+    out: usize,
+}
+
+/// The four pixels around a place, as offsets in a channel's plane, and their weights.
+type Corners<T> = [(usize, T); 4];
+
+impl GridSample {
+    fn sample<T: WithDType>(&self, input: &[T], grid: &[T], size: Sizes) -> Vec<T> {
+        let zero = T::from_f64(0.0);
+        let mut output = vec![zero; size.grids * size.c * size.out];
+        if output.is_empty() {
+            return output;
+        }
+        // Where to look is the same for every channel.
+        let corners: Vec<Corners<T>> = grid
+            .par_chunks_exact(2)
+            .map(|xy| self.corners(xy[0].to_f64(), xy[1].to_f64(), size.h, size.w))
+            .collect();
+        output
+            .par_chunks_mut(size.out)
+            .enumerate()
+            .for_each(|(plane, output)| {
+                let (b, channel) = (plane / size.c, plane % size.c);
+                let picture = if size.batch == 1 { 0 } else { b };
+                let input = &input[(picture * size.c + channel) * size.h * size.w..];
+                let corners = &corners[b * size.out..(b + 1) * size.out];
+                for (value, corners) in output.iter_mut().zip(corners) {
+                    *value = corners
+                        .iter()
+                        .fold(zero, |sum, &(at, weight)| sum + input[at] * weight);
+                }
+            });
+        output
+    }
+
+    fn corners<T: WithDType>(&self, x: f64, y: f64, h: usize, w: usize) -> Corners<T> {
+        let (x, y) = (self.pixel(x, w), self.pixel(y, h));
+        let (left, top) = (x.floor(), y.floor());
+        let (right_share, bottom_share) = (x - left, y - top);
+        let corner = |dx: f64, dy: f64, weight: f64| {
+            let (x, y) = (left + dx, top + dy);
+            let inside = x >= 0.0 && x < w as f64 && y >= 0.0 && y < h as f64;
+            if inside {
+                (y as usize * w + x as usize, T::from_f64(weight))
+            } else {
+                (0, T::from_f64(0.0))
+            }
+        };
+        [
+            corner(0.0, 0.0, (1.0 - right_share) * (1.0 - bottom_share)),
+            corner(1.0, 0.0, right_share * (1.0 - bottom_share)),
+            corner(0.0, 1.0, (1.0 - right_share) * bottom_share),
+            corner(1.0, 1.0, right_share * bottom_share),
+        ]
+    }
+
+    /// A coordinate in -1..1 as a position in pixels, 0 at the centre of the first. A place that is
+    /// no number lies outside.
+    fn pixel(&self, coordinate: f64, size: usize) -> f64 {
+        let size = size as f64;
+        let position = if self.align_corners {
+            (coordinate + 1.0) / 2.0 * (size - 1.0)
+        } else {
+            ((coordinate + 1.0) * size - 1.0) / 2.0
+        };
+        if !position.is_finite() {
+            return -2.0;
+        }
+        match (self.padding, self.align_corners) {
+            (Padding::Zeros, _) => position,
+            (Padding::Reflection, true) => reflect(position, 0.0, size - 1.0),
+            (Padding::Reflection, false) => {
+                reflect(position, -0.5, size - 0.5).clamp(0.0, size - 1.0)
+            }
+        }
+    }
+}
+
+/// Mirrors a position into `low..=high`.
+fn reflect(position: f64, low: f64, high: f64) -> f64 {
+    let span = high - low;
+    if span <= 0.0 {
+        return 0.0;
+    }
+    let folded = (position - low).abs() % (2.0 * span);
+    low + if folded > span {
+        2.0 * span - folded
+    } else {
+        folded
+    }
+}
+
+fn contiguous<'a, T>(values: &'a [T], layout: &Layout) -> Result<&'a [T]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&values[start..end]),
+        None => bail!("grid_sample: its arguments must be contiguous"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    /// 1 2 3
+    /// 4 5 6
+    fn picture() -> Tensor {
+        Tensor::new(&[1f32, 2.0, 3.0, 4.0, 5.0, 6.0], &Device::Cpu)
+            .unwrap()
+            .reshape((1, 1, 2, 3))
+            .unwrap()
+    }
+
+    fn sample_at(places: &[[f32; 2]], padding: Padding, align_corners: bool) -> Vec<f32> {
+        let shape = (1, 1, places.len(), 2);
+        let grid = Tensor::from_slice(places.as_flattened(), shape, &Device::Cpu).unwrap();
+        let sampled = grid_sample(&picture(), &grid, padding, align_corners).unwrap();
+        assert_eq!(sampled.dims(), [1, 1, 1, places.len()]);
+        sampled.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn assert_close(got: &[f32], wanted: &[f32]) {
+        assert_eq!(got.len(), wanted.len());
+        for (got, wanted) in got.iter().zip(wanted) {
+            assert!((got - wanted).abs() < 1e-5, "{got} is not {wanted}");
+        }
+    }
+
+    // Worked out on paper: with aligned corners x = -1, 0, 1 are columns 0, 1, 2 and y = -1, 1 rows
+    // 0, 1; otherwise x = -2/3, 0, 2/3 and y = -1/2, 1/2 are. A column is worth 1, a row 3.
+    #[test]
+    fn zeros_with_aligned_corners() {
+        let places = [
+            [-1.0, -1.0],
+            [1.0, 1.0],
+            [0.5, 0.0],
+            [1.5, -1.0],
+            [0.0, 2.0],
+            [4.0, 0.0],
+        ];
+        // The fourth lies half a column outside row 0, the fifth half a row under column 1.
+        let wanted = [1.0, 6.0, 4.0, 0.5 * 3.0, 0.5 * 5.0, 0.0];
+        assert_close(&sample_at(&places, Padding::Zeros, true), &wanted);
+    }
+
+    #[test]
+    fn zeros_with_corners_at_the_edges() {
+        let places = [
+            [-2.0 / 3.0, -0.5],
+            [0.0, 0.0],
+            [1.0, 0.5],
+            [-1.0, -1.0],
+            [1.5, 0.0],
+        ];
+        // Column 2.5 of row 1 is half of 6; (-1, -1) is a quarter of the first pixel; column 3.25
+        // of three shows nothing.
+        let wanted = [1.0, 3.5, 3.0, 0.25, 0.0];
+        assert_close(&sample_at(&places, Padding::Zeros, false), &wanted);
+    }
+
+    #[test]
+    fn reflection_with_aligned_corners() {
+        let places = [
+            [1.5, -1.0],
+            [-2.0, 1.0],
+            [3.5, -1.0],
+            [0.0, 1.5],
+            [0.0, 5.0],
+        ];
+        // Columns 2.5 -> 1.5, -1 -> 1 and 4.5 -> 0.5; rows 1.25 -> 0.75 and 3 -> 1.
+        let wanted = [2.5, 5.0, 1.5, 2.0 + 0.75 * 3.0, 5.0];
+        assert_close(&sample_at(&places, Padding::Reflection, true), &wanted);
+    }
+
+    #[test]
+    fn reflection_with_corners_at_the_edges() {
+        let places = [
+            [1.0, -0.5],
+            [1.5, -0.5],
+            [-2.0, 0.5],
+            [0.0, -1.75],
+            [0.0, 7.0 / 3.0],
+        ];
+        // Columns 2.5 -> 2.5 -> the last; 3.25 -> 1.75; -2 -> 1. Rows -1.25 -> 0.25 and
+        // 17/6 -> 1/6.
+        let wanted = [3.0, 2.75, 5.0, 2.0 + 0.25 * 3.0, 2.0 + 0.5];
+        assert_close(&sample_at(&places, Padding::Reflection, false), &wanted);
+    }
+
+    /// Bilinear sampling by its definition: the sum over all pixels of a product of two hats. For
+    /// reflection the picture is mirrored out into a large one first.
+    fn by_hats(
+        input: &[f64],
+        h: i64,
+        w: i64,
+        x: f64,
+        y: f64,
+        padding: Padding,
+        align: bool,
+    ) -> f64 {
+        let position = |v: f64, n: i64| match align {
+            true => (v + 1.0) * (n - 1) as f64 / 2.0,
+            false => ((v + 1.0) * n as f64 - 1.0) / 2.0,
+        };
+        // A mirror on a pixel shows it once, a mirror on its edge twice.
+        let mirrored = |i: i64, n: i64| {
+            let period = if align { 2 * (n - 1) } else { 2 * n };
+            let i = i.rem_euclid(period);
+            if i < n {
+                i
+            } else {
+                period - i - i64::from(!align)
+            }
+        };
+        let (x, y) = (position(x, w), position(y, h));
+        let mut sum = 0.0;
+        for row in -40..40i64 {
+            for column in -40..40i64 {
+                let hat = (1.0 - (x - column as f64).abs()).max(0.0)
+                    * (1.0 - (y - row as f64).abs()).max(0.0);
+                let inside = (0..h).contains(&row) && (0..w).contains(&column);
+                if padding == Padding::Reflection {
+                    sum += hat * input[(mirrored(row, h) * w + mirrored(column, w)) as usize];
+                } else if inside {
+                    sum += hat * input[(row * w + column) as usize];
+                }
+            }
+        }
+        sum
+    }
+
+    #[test]
+    fn every_mode_agrees_with_the_definition_in_batches_and_channels() {
+        let (h, w, places) = (5, 4, 60);
+        let noise = |i: usize| ((i as f64 * 12.9898).sin() * 43758.5453).fract();
+        let input: Vec<f64> = (0..2 * 3 * h * w).map(noise).collect();
+        let grid: Vec<f64> = (0..2 * places * 2).map(|i| 2.5 * noise(i + 1000)).collect();
+        let on = |values: &[f64], shape: &[usize]| {
+            Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
+        };
+        for dtype in [DType::F64, DType::F32] {
+            let tensor = on(&input, &[2, 3, h, w]).to_dtype(dtype).unwrap();
+            let places_tensor = on(&grid, &[2, 6, 10, 2]).to_dtype(dtype).unwrap();
+            for padding in [Padding::Zeros, Padding::Reflection] {
+                for align in [false, true] {
+                    let got = grid_sample(&tensor, &places_tensor, padding, align).unwrap();
+                    assert_eq!(got.dims(), [2, 3, 6, 10]);
+                    let got: Vec<f64> = got
+                        .to_dtype(DType::F64)
+                        .unwrap()
+                        .flatten_all()
+                        .unwrap()
+                        .to_vec1()
+                        .unwrap();
+                    for (i, got) in got.iter().enumerate() {
+                        let (b, plane, place) = (i / (3 * places), i / places, i % places);
+                        let xy = &grid[(b * places + place) * 2..];
+                        let picture = &input[plane * h * w..];
+                        let wanted =
+                            by_hats(picture, h as i64, w as i64, xy[0], xy[1], padding, align);
+                        assert!(
+                            (got - wanted).abs() < 2e-5,
+                            "{padding:?} {align}: {got} {wanted}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_picture_serves_a_batch_of_grids() {
+        let grid = Tensor::rand(-1f32, 1.0, (3, 2, 2, 2), &Device::Cpu).unwrap();
+        let shared = grid_sample(&picture(), &grid, Padding::Zeros, true).unwrap();
+        let repeated = picture().repeat((3, 1, 1, 1)).unwrap();
+        let repeated = grid_sample(&repeated, &grid, Padding::Zeros, true).unwrap();
+        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(flat(&shared), flat(&repeated));
+    }
+
+    #[test]
+    fn places_that_are_no_numbers_show_nothing_and_do_not_panic() {
+        let places = [
+            [f32::NAN, 0.0],
+            [f32::INFINITY, 0.0],
+            [0.0, f32::NEG_INFINITY],
+            [1e30, 0.0],
+        ];
+        for align in [false, true] {
+            assert_eq!(sample_at(&places, Padding::Zeros, align), [0.0; 4]);
+            assert!(
+                sample_at(&places, Padding::Reflection, align)
+                    .iter()
+                    .all(|v| v.is_finite())
+            );
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_errors() {
+        let grid = Tensor::zeros((1, 2, 2, 3), DType::F32, &Device::Cpu).unwrap();
+        assert!(grid_sample(&picture(), &grid, Padding::Zeros, true).is_err());
+        let two = picture().repeat((2, 1, 1, 1)).unwrap();
+        let grid = Tensor::zeros((3, 2, 2, 2), DType::F32, &Device::Cpu).unwrap();
+        assert!(grid_sample(&two, &grid, Padding::Zeros, true).is_err());
+    }
+}

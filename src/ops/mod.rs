@@ -1,0 +1,30 @@
+//! What candle lacks or does slowly.
+//!
+//! Two families. The ops of the candle networks take and give candle tensors: [`grid_sample`],
+//! [`resample`], [`batch_norm`] and [`matrix`]. The ops of the CPU engine work on the packed layout of
+//! [`blocked`]: [`conv`] chooses between [`winograd`] and [`direct`], beside it [`depthwise`], [`thin`],
+//! [`warp`] and [`activation`], on [`threads`] and the vector units of [`simd`].
+//!
+//! Every op has a plain reference, which its tests compare it with.
+
+#![allow(
+    unsafe_code,
+    reason = "kernels on raw pointers and vector units; each block says why it holds"
+)]
+
+pub mod activation;
+pub mod batch_norm;
+pub mod blocked;
+pub mod conv;
+pub mod depthwise;
+pub mod direct;
+pub mod grid_sample;
+pub mod matrix;
+#[cfg(test)]
+pub(crate) mod reference;
+pub mod resample;
+pub mod simd;
+pub mod thin;
+pub mod threads;
+pub mod warp;
+pub mod winograd;

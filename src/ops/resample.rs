@@ -1,0 +1,197 @@
+//! Changing a picture's size: nearest x2, anti-aliased reduction, bilinear.
+//!
+//! candle's own versions lack a gradient (bilinear) or have a wrong one (nearest), and its grouped
+//! convolution runs group by group; these are put together from ops that have none of it.
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+/// Doubles height and width of (b, c, h, w), repeating every pixel.
+pub fn nearest_x2(x: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    x.reshape((b, c, h, 1, w, 1))?
+        .broadcast_as((b, c, h, 2, w, 2))?
+        .reshape((b, c, 2 * h, 2 * w))
+}
+
+/// Band-limited reduction to one pixel in `factor`: a gaussian, then every `factor`-th pixel from
+/// the first on.
+#[derive(Clone, Debug)]
+pub struct AntiAlias {
+    kernel: Tensor,
+    factor: usize,
+}
+
+impl AntiAlias {
+    /// `kernel_size` is odd; `factor` 1 leaves pictures as they are.
+    pub fn new(factor: usize, kernel_size: usize, sigma: f64, device: &Device) -> Result<Self> {
+        if factor == 0 || kernel_size.is_multiple_of(2) {
+            bail!("anti-aliasing needs an odd kernel, not {kernel_size}, and a factor over 0");
+        }
+        let line = gaussian(kernel_size, sigma);
+        let square: Vec<f32> = line
+            .iter()
+            .flat_map(|a| line.iter().map(move |b| (a * b) as f32))
+            .collect();
+        let kernel = Tensor::from_vec(square, (1, 1, kernel_size, kernel_size), device)?;
+        Ok(Self { kernel, factor })
+    }
+
+    /// The gaussian that the reference takes for a reduction by `factor`.
+    pub fn for_factor(factor: usize, device: &Device) -> Result<Self> {
+        let sigma = (factor as f64 - 1.0) / 2.0;
+        // 4 sigma to each side; twice (factor - 1) is always whole.
+        Self::new(factor, 4 * factor.saturating_sub(1) + 1, sigma, device)
+    }
+
+    /// (b, c, h, w) to (b, c, ceil(h / factor), ceil(w / factor)).
+    ///
+    /// One strided convolution over channels taken as pictures: only the pixels that are kept are
+    /// computed.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if self.factor == 1 {
+            return Ok(x.clone());
+        }
+        let (b, c, h, w) = x.dims4()?;
+        let padding = self.kernel.dim(3)? / 2;
+        let kernel = self.kernel.to_dtype(x.dtype())?;
+        let small = x
+            .reshape((b * c, 1, h, w))?
+            .conv2d(&kernel, padding, self.factor, 1, 1)?;
+        let (_, _, h, w) = small.dims4()?;
+        small.reshape((b, c, h, w))
+    }
+}
+
+/// Bilinear change of size of (b, c, h, w), pixels taken as areas (`align_corners` off): two matrix
+/// products, so that it has a gradient on every device.
+pub fn bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    if (h, w) == (height, width) {
+        return Ok(x.clone());
+    }
+    let rows = bilinear_weights(h, height, x.dtype(), x.device())?;
+    let columns = bilinear_weights(w, width, x.dtype(), x.device())?;
+    let wide = x
+        .contiguous()?
+        .reshape((b * c * h, w))?
+        .matmul(&columns.t()?)?;
+    let wide = wide.reshape((b * c, h, width))?;
+    rows.broadcast_as((b * c, height, h))?
+        .contiguous()?
+        .matmul(&wide)?
+        .reshape((b, c, height, width))
+}
+
+/// Row i holds the shares of the `from` old pixels in new pixel i, (to, from).
+fn bilinear_weights(from: usize, to: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    let mut weights = vec![0f64; from * to];
+    let scale = from as f64 / to as f64;
+    for (i, row) in weights.chunks_exact_mut(from.max(1)).enumerate() {
+        let position = ((i as f64 + 0.5) * scale - 0.5).max(0.0);
+        let first = (position as usize).min(from - 1);
+        let share = position - first as f64;
+        row[first] += 1.0 - share;
+        row[(first + 1).min(from - 1)] += share;
+    }
+    Tensor::from_vec(weights, (to, from), device)?.to_dtype(dtype)
+}
+
+/// A sampled gaussian around the middle of `size` places, its sum 1.
+fn gaussian(size: usize, sigma: f64) -> Vec<f64> {
+    let mean = (size as f64 - 1.0) / 2.0;
+    // The small term is the reference's; it keeps sigma 0 defined.
+    let line = (0..size).map(|i| (-(i as f64 - mean).powi(2) / (2.0 * sigma * sigma + 1e-9)).exp());
+    let line: Vec<f64> = line.collect();
+    let sum: f64 = line.iter().sum();
+    line.iter().map(|v| v / sum).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ramp(b: usize, c: usize, h: usize, w: usize) -> Tensor {
+        let values: Vec<f32> = (0..b * c * h * w).map(|i| (i as f32 * 0.7).sin()).collect();
+        Tensor::from_vec(values, (b, c, h, w), &Device::Cpu).unwrap()
+    }
+
+    fn flat(t: &Tensor) -> Vec<f32> {
+        t.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn doubling_repeats_every_pixel() {
+        let x = Tensor::new(&[[[[1f32, 2.0], [3.0, 4.0]]]], &Device::Cpu).unwrap();
+        let wanted = [
+            1., 1., 2., 2., 1., 1., 2., 2., 3., 3., 4., 4., 3., 3., 4., 4.,
+        ]
+        .map(|v: f32| v);
+        assert_eq!(flat(&nearest_x2(&x).unwrap()), wanted);
+        let x = ramp(2, 3, 5, 4);
+        let wanted = x.upsample_nearest2d(10, 8).unwrap();
+        assert_eq!(flat(&nearest_x2(&x).unwrap()), flat(&wanted));
+    }
+
+    #[test]
+    fn reduction_is_a_blur_of_which_every_nth_pixel_is_kept() {
+        let (h, w) = (16i64, 12i64);
+        let x = ramp(2, 3, h as usize, w as usize);
+        let got = AntiAlias::for_factor(4, &Device::Cpu)
+            .unwrap()
+            .forward(&x)
+            .unwrap();
+        assert_eq!(got.dims(), [2, 3, 4, 3]);
+        let (x, got) = (flat(&x), flat(&got));
+        // A 13-wide gaussian of deviation 1.5, zeros outside.
+        let weight = |d: i64| (-(d * d) as f64 / 4.5).exp();
+        let sum: f64 = (-6..=6).map(weight).sum();
+        for (i, got) in got.iter().enumerate() {
+            let (plane, row, column) = (i / 12, 4 * (i as i64 / 3 % 4), 4 * (i as i64 % 3));
+            let mut wanted = 0.0;
+            for (dy, dx) in (-6..=6).flat_map(|dy| (-6..=6).map(move |dx| (dy, dx))) {
+                let (y, x_at) = (row + dy, column + dx);
+                if (0..h).contains(&y) && (0..w).contains(&x_at) {
+                    let value = x[plane * 192 + (y * w + x_at) as usize];
+                    wanted += weight(dy) * weight(dx) / (sum * sum) * f64::from(value);
+                }
+            }
+            assert!(
+                (f64::from(*got) - wanted).abs() < 1e-6,
+                "{i}: {got} {wanted}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_factor_of_one_changes_nothing() {
+        let x = ramp(1, 2, 3, 3);
+        let same = AntiAlias::for_factor(1, &Device::Cpu)
+            .unwrap()
+            .forward(&x)
+            .unwrap();
+        assert_eq!(flat(&same), flat(&x));
+    }
+
+    #[test]
+    fn bilinear_takes_pixels_as_areas() {
+        let x = Tensor::new(&[[[[0f32, 4.0]]]], &Device::Cpu).unwrap();
+        assert_eq!(flat(&bilinear(&x, 1, 4).unwrap()), [0.0, 1.0, 3.0, 4.0]);
+        for (h, w) in [(20, 12), (3, 2), (7, 9)] {
+            let x = ramp(2, 2, 5, 6);
+            let wanted = x.upsample_bilinear2d(h, w, false).unwrap();
+            let got = bilinear(&x, h, w).unwrap();
+            for (got, wanted) in flat(&got).iter().zip(flat(&wanted)) {
+                assert!((got - wanted).abs() < 1e-6, "{got} {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn bilinear_has_a_gradient() {
+        let x = candle_core::Var::from_tensor(&ramp(1, 1, 2, 2)).unwrap();
+        let sum = bilinear(x.as_tensor(), 8, 8).unwrap().sum_all().unwrap();
+        let gradients = sum.backward().unwrap();
+        // Every old pixel has a quarter of 64 new ones.
+        assert_eq!(flat(gradients.get(&x).unwrap()), [16.0; 4]);
+    }
+}

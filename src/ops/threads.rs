@@ -1,0 +1,189 @@
+//! The CPU engine's threads: a pool of its own, one parallel region per layer.
+
+use super::blocked::Buffer;
+use super::simd::Isa;
+use rayon::prelude::*;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// A pool of worker threads with the scratch memory of each, and the instruction set they run.
+///
+/// Run a whole frame inside [`Workers::install`]: then a layer costs no hand-over between pools.
+#[derive(Debug)]
+pub struct Workers {
+    pool: rayon::ThreadPool,
+    scratch: Vec<Mutex<Buffer>>,
+    /// What the kernels are run on.
+    pub isa: Isa,
+    /// Times layers when asked to.
+    pub meter: Meter,
+}
+
+impl Workers {
+    /// `threads` workers, on the widest instruction set of this machine.
+    ///
+    /// # Errors
+    /// When the system refuses to start a thread.
+    pub fn new(threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
+        Self::with_isa(threads, Isa::detected())
+    }
+
+    /// As [`Workers::new`], on a given instruction set (one of [`Isa::available`], else the portable one).
+    ///
+    /// # Errors
+    /// When the system refuses to start a thread.
+    pub fn with_isa(threads: usize, isa: Isa) -> Result<Self, rayon::ThreadPoolBuildError> {
+        let threads = threads.max(1);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("infer-{i}"))
+            .build()?;
+        let scratch = (0..threads).map(|_| Mutex::default()).collect();
+        let isa = if Isa::available().contains(&isa) {
+            isa
+        } else {
+            Isa::Portable
+        };
+        Ok(Self {
+            pool,
+            scratch,
+            isa,
+            meter: Meter::default(),
+        })
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.scratch.len()
+    }
+
+    /// Runs `work` on the pool and waits for it.
+    pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pool.install(work)
+    }
+
+    /// Runs `job` for 0..`jobs` on all threads and waits.
+    pub fn each(&self, jobs: usize, job: impl Fn(usize) + Sync + Send) {
+        if jobs == 1 {
+            return job(0);
+        }
+        self.install(|| (0..jobs).into_par_iter().with_max_len(1).for_each(job));
+    }
+
+    /// Runs `job` for each row of `width` values, with its number.
+    pub fn rows<T: Send>(
+        &self,
+        values: &mut [T],
+        width: usize,
+        job: impl Fn(usize, &mut [T]) + Sync + Send,
+    ) {
+        let rows = values.len().div_ceil(width.max(1));
+        let run = rows.div_ceil(4 * self.threads()).max(1);
+        self.install(|| {
+            values
+                .par_chunks_mut(run * width)
+                .enumerate()
+                .for_each(|(i, rows)| {
+                    for (j, row) in rows.chunks_mut(width).enumerate() {
+                        job(i * run + j, row);
+                    }
+                });
+        });
+    }
+
+    /// As [`Workers::each`], with `len` values of scratch memory for each thread, of any content.
+    pub fn each_with_scratch(
+        &self,
+        jobs: usize,
+        len: usize,
+        job: impl Fn(usize, &mut [f32]) + Sync + Send,
+    ) {
+        self.each(jobs, |index| {
+            let worker = rayon::current_thread_index().unwrap_or(0) % self.scratch.len();
+            let mut scratch = match self.scratch[worker].lock() {
+                Ok(guard) => guard,
+                // A job that panicked leaves garbage, which is what scratch holds anyway.
+                Err(poisoned) => poisoned.into_inner(),
+            };
+            scratch.grow(len);
+            job(index, &mut scratch[..len]);
+        });
+    }
+}
+
+/// Times the layers of a network, for the benchmark; does nothing until switched on.
+#[derive(Debug, Default)]
+pub struct Meter {
+    on: AtomicBool,
+    records: Mutex<Vec<Record>>,
+}
+
+/// What one layer took.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// The layer's name in the checkpoint.
+    pub name: String,
+    /// How it is computed.
+    pub algorithm: &'static str,
+    /// Multiplications and additions of the layer as defined (not as computed).
+    pub flops: usize,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+impl Meter {
+    /// Starts or stops recording.
+    pub fn switch(&self, on: bool) {
+        self.on.store(on, Ordering::Relaxed);
+    }
+
+    /// What was recorded since the last call.
+    pub fn take(&self) -> Vec<Record> {
+        self.records
+            .lock()
+            .map(|mut records| std::mem::take(&mut *records))
+            .unwrap_or_default()
+    }
+
+    /// Runs `work`, and records how long it took when switched on.
+    pub fn time<T>(
+        &self,
+        name: &str,
+        algorithm: &'static str,
+        flops: usize,
+        work: impl FnOnce() -> T,
+    ) -> T {
+        if !self.on.load(Ordering::Relaxed) {
+            return work();
+        }
+        let start = Instant::now();
+        let result = work();
+        let seconds = start.elapsed().as_secs_f64();
+        if let Ok(mut records) = self.records.lock() {
+            records.push(Record {
+                name: name.to_owned(),
+                algorithm,
+                flops,
+                seconds,
+            });
+        }
+        result
+    }
+}
+
+/// A pointer that jobs share to write places that are theirs alone.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared(pub(crate) *mut f32);
+
+// SAFETY: who makes one promises that its jobs write disjoint places (see each use).
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// The pointer; a method, so that closures capture the wrapper and not its field.
+    pub(crate) fn get(self) -> *mut f32 {
+        self.0
+    }
+}

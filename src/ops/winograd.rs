@@ -1,0 +1,634 @@
+//! 3x3 convolution with less arithmetic: Winograd's minimal filtering (Lavin & Gray, arXiv 1509.09308).
+//!
+//! An output tile of m x m costs (m + r - 1)^2 products instead of (m r)^2:
+//! - [`Form::F4`]: F(4, 3), 36 instead of 144, with the points 0, +-5/8, +-3/2, infinity, whose rounding
+//!   error is a third of the textbook's +-1, +-2.
+//! - [`Form::F2`]: F(2, 3), 16 instead of 36, for maps too small for the larger tile.
+//! - [`Form::Up`]: nearest x2 followed by 3x3, which the decoder does. On the small map that is four
+//!   2x2 convolutions, one for each parity of the output's row and column, over the same windows
+//!   {x\[p\], x\[p+1\]}, p from -1: taps that fall on the same small pixel are summed. F(3, 2) then
+//!   computes 3 x 3 positions of all four from one 4 x 4 input tile: 16 products instead of 324.
+//!
+//! A job takes a run of tiles through all three steps while they are in its core's cache: input
+//! transform (V), one matrix product for each of the 36 or 16 frequencies (M = V U), output transform
+//! with bias, activation, residual, pooling.
+
+use super::blocked::{Buffer, Channels, Size};
+use super::conv::{Epilogue, Sink, Spec};
+use super::simd::{BLOCK, Isa, Simd, accumulate, kernel};
+use super::threads::Workers;
+
+/// Which minimal filtering a layer uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// F(4, 3).
+    F4,
+    /// F(2, 3).
+    F2,
+    /// F(3, 2) on the small map in place of nearest x2 and 3x3.
+    Up,
+}
+
+impl Form {
+    /// Side of the transformed tile.
+    const fn alpha(self) -> usize {
+        match self {
+            Self::F4 => 6,
+            Self::F2 | Self::Up => 4,
+        }
+    }
+
+    /// Output positions a tile covers in each direction.
+    const fn step(self) -> usize {
+        match self {
+            Self::F4 => 4,
+            Self::F2 => 2,
+            Self::Up => 3,
+        }
+    }
+
+    /// For the benchmark's table.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F4 => "F(4,3)",
+            Self::F2 => "F(2,3)",
+            Self::Up => "up F(3,2)",
+        }
+    }
+
+    const fn phases(self) -> usize {
+        if matches!(self, Self::Up) { 4 } else { 1 }
+    }
+}
+
+/// A 3x3 convolution (padding 0 or 1) with its weights transformed and packed.
+#[derive(Debug)]
+pub struct Winograd {
+    form: Form,
+    padding: usize,
+    in_blocks: usize,
+    out_blocks: usize,
+    /// `[frequency][panel][in channel][panel width]`.
+    weights: Buffer,
+    bias: Buffer,
+    relu: bool,
+    isa: Isa,
+}
+
+/// Tiles in one job: V and M of a job should stay near its core.
+const JOB_TILES: usize = 24;
+
+impl Winograd {
+    /// Transforms `weight` (out, in, 3, 3) and `bias` (out), in f64.
+    pub fn new(
+        form: Form,
+        spec: Spec,
+        weight: &[f32],
+        bias: &[f32],
+        input: &Channels,
+        isa: Isa,
+    ) -> Self {
+        assert!(spec.kernel == 3 && spec.padding <= 1 && spec.upsample == (form == Form::Up));
+        assert!(
+            spec.padding == 1 || form != Form::Up,
+            "windows of the folded form begin outside"
+        );
+        let out = bias.len();
+        let ins = input.count();
+        assert_eq!(
+            weight.len(),
+            out * ins * 9,
+            "weights of {out} x {ins} x 3 x 3"
+        );
+        let out_blocks = out.div_ceil(BLOCK);
+        let alpha = form.alpha();
+        let depth = input.blocks() * BLOCK;
+        let width = isa.panel();
+        let columns = (form.phases() * out_blocks * BLOCK).next_multiple_of(width);
+        let mut weights = Buffer::zeroed(alpha * alpha * depth * columns);
+        let places = input.places();
+        let taps = taps(form);
+        for o in 0..out {
+            for (k, channel) in places.iter().enumerate() {
+                let Some(channel) = channel else { continue };
+                let kernel = &weight[(o * ins + channel) * 9..][..9];
+                for phase in 0..form.phases() {
+                    let column = phase * out_blocks * BLOCK + o;
+                    let (panel, lane) = (column / width, column % width);
+                    for u in 0..alpha {
+                        for v in 0..alpha {
+                            let (rows, cols) = (&taps[phase / 2][u], &taps[phase % 2][v]);
+                            let sum: f64 = (0..9)
+                                .map(|i| rows[i / 3] * cols[i % 3] * f64::from(kernel[i]))
+                                .sum();
+                            let frequency = u * alpha + v;
+                            let at =
+                                (frequency * columns + panel * width) * depth + k * width + lane;
+                            weights[at] = sum as f32;
+                        }
+                    }
+                }
+            }
+        }
+        Self {
+            form,
+            padding: spec.padding,
+            in_blocks: input.blocks(),
+            out_blocks,
+            weights,
+            bias: Buffer::from_slice(bias),
+            relu: spec.relu,
+            isa,
+        }
+    }
+
+    /// Which minimal filtering it uses.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// The size of the output for an input.
+    pub fn output_size(&self, input: Size, pool: bool) -> Size {
+        let side = |n: usize| match self.form {
+            Form::Up => 2 * n,
+            Form::F4 | Form::F2 => (n + 2 * self.padding - 2) / if pool { 2 } else { 1 },
+        };
+        Size {
+            height: side(input.height),
+            width: side(input.width),
+        }
+    }
+
+    /// Convolves the packed `input` of `size` into `output`.
+    ///
+    /// # Panics
+    /// When a slice has not the length that its size asks for: a fault of the program.
+    pub fn run(
+        &self,
+        workers: &Workers,
+        input: &[f32],
+        size: Size,
+        output: &mut [f32],
+        epilogue: Epilogue<'_>,
+    ) {
+        let out_size = self.output_size(size, epilogue.pool);
+        assert_eq!(
+            workers.isa, self.isa,
+            "weights are packed for the workers' instruction set"
+        );
+        assert_eq!(
+            input.len(),
+            size.values(self.in_blocks),
+            "input of {size:?}"
+        );
+        assert_eq!(
+            output.len(),
+            out_size.values(self.out_blocks),
+            "output of {out_size:?}"
+        );
+        let full_size = self.output_size(size, false);
+        let even = full_size.height % 2 + full_size.width % 2 == 0;
+        assert!(
+            !epilogue.pool || (even && self.form != Form::Up),
+            "pooling halves"
+        );
+        let pool = epilogue.pool;
+        let sink = Sink::new(output, out_size, &self.bias, self.relu, epilogue);
+        let step = self.form.step();
+        // Window positions in each direction; the folded form has one more than the small map has pixels.
+        let Size { height, width } = match self.form {
+            Form::Up => Size {
+                height: size.height + 1,
+                width: size.width + 1,
+            },
+            Form::F4 | Form::F2 => full_size,
+        };
+        let tiles_x = width.div_ceil(step);
+        let tiles = tiles_x * height.div_ceil(step);
+        // Even jobs, at least two for each thread where there is enough to do.
+        let jobs = tiles
+            .div_ceil(JOB_TILES)
+            .next_multiple_of(workers.threads())
+            .min(tiles);
+        let run = tiles.div_ceil(jobs);
+        let columns =
+            (self.form.phases() * self.out_blocks * BLOCK).next_multiple_of(self.isa.panel());
+        let frequencies = self.form.alpha() * self.form.alpha();
+        // The odd block keeps frequencies, which are written together, off the same cache set.
+        let v_stride = run * self.in_blocks * BLOCK + BLOCK;
+        let m_stride = run * columns + BLOCK;
+        workers.each_with_scratch(
+            tiles.div_ceil(run),
+            frequencies * (v_stride + m_stride),
+            |job, scratch| {
+                let first = job * run;
+                let (v, m) = scratch.split_at_mut(frequencies * v_stride);
+                let task = Task {
+                    input: input.as_ptr(),
+                    size,
+                    full_size,
+                    padding: self.padding,
+                    in_blocks: self.in_blocks,
+                    out_blocks: self.out_blocks,
+                    columns,
+                    weights: self.weights.as_ptr(),
+                    pool,
+                    sink,
+                    frequencies,
+                    tiles_x,
+                    first,
+                    count: run.min(tiles - first),
+                    v: v.as_mut_ptr(),
+                    v_stride,
+                    m: m.as_mut_ptr(),
+                    m_stride,
+                };
+                // SAFETY: lengths were checked above; a job writes the output pixels of its own tiles.
+                unsafe {
+                    match self.form {
+                        Form::F4 => input_f4(self.isa, &task),
+                        Form::F2 => input_f2(self.isa, &task),
+                        Form::Up => input_up(self.isa, &task),
+                    }
+                    products(self.isa, &task);
+                    match self.form {
+                        Form::F4 => output_f4(self.isa, &task),
+                        Form::F2 => output_f2(self.isa, &task),
+                        Form::Up => output_up(self.isa, &task),
+                    }
+                }
+            },
+        );
+    }
+}
+
+/// One job, taken apart for the kernels.
+struct Task {
+    input: *const f32,
+    /// Of the input.
+    size: Size,
+    /// Of the output before pooling.
+    full_size: Size,
+    padding: usize,
+    in_blocks: usize,
+    out_blocks: usize,
+    columns: usize,
+    weights: *const f32,
+    pool: bool,
+    sink: Sink,
+    frequencies: usize,
+    tiles_x: usize,
+    first: usize,
+    count: usize,
+    v: *mut f32,
+    v_stride: usize,
+    m: *mut f32,
+    m_stride: usize,
+}
+
+kernel!(input_f4(task: &Task) = input_f4_body);
+kernel!(input_f2(task: &Task) = input_f2_body);
+kernel!(input_up(task: &Task) = input_up_body);
+kernel!(
+    /// M = V U for every frequency.
+    products(task: &Task) = products_body
+);
+kernel!(output_f4(task: &Task) = output_f4_body);
+kernel!(output_f2(task: &Task) = output_f2_body);
+kernel!(
+    /// The output transform of [`Form::Up`].
+    output_up(task: &Task) = output_up_body
+);
+
+/// Names one instance of a transform for the [`kernel!`] macro.
+macro_rules! instance {
+    ($name:ident = $body:ident<$($size:literal),+>) => {
+        #[inline(always)]
+        unsafe fn $name<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task) {
+            // SAFETY: the caller's promises.
+            unsafe { $body::<S, $($size),+>(task) }
+        }
+    };
+}
+instance!(input_f4_body = transform_input<6, 4>);
+instance!(input_f2_body = transform_input<4, 2>);
+instance!(input_up_body = transform_input<4, 3>);
+instance!(output_f4_body = transform_output<6, 4>);
+instance!(output_f2_body = transform_output<4, 2>);
+
+/// V: every tile of the job, all channels, all frequencies.
+#[inline(always)]
+unsafe fn transform_input<S: Simd, const A: usize, const STEP: usize>(task: &Task) {
+    let Size { height, width } = task.size;
+    let depth = task.in_blocks * BLOCK;
+    let mut patch = [0f32; 36 * BLOCK];
+    for t in 0..task.count {
+        let tile = task.first + t;
+        // The window's rows and columns are `y0 - pad + 0..A`.
+        let (y0, x0) = (tile / task.tiles_x * STEP, tile % task.tiles_x * STEP);
+        let pad = task.padding;
+        let inside = y0.min(x0) >= pad && y0 - pad + A <= height && x0 - pad + A <= width;
+        for block in 0..task.in_blocks {
+            // SAFETY: `inside` says that the window lies in the map; else only the part that does is
+            // read, into a patch that is zero elsewhere; V has room for all that is written.
+            unsafe {
+                let map = task.input.add(block * height * width * BLOCK);
+                let (window, stride) = if inside {
+                    (
+                        map.add(((y0 - pad) * width + x0 - pad) * BLOCK),
+                        width * BLOCK,
+                    )
+                } else {
+                    copy_window::<A>(map, task.size, [y0, x0], pad, &mut patch);
+                    (patch.as_ptr(), A * BLOCK)
+                };
+                let out = task.v.add(t * depth + block * BLOCK);
+                for lane in (0..BLOCK).step_by(S::LANES) {
+                    transform_tile::<S, A>(window.add(lane), stride, out.add(lane), task.v_stride);
+                }
+            }
+        }
+    }
+}
+
+/// The part of a window that lies in the map; the rest of the patch becomes zero.
+#[inline(always)]
+unsafe fn copy_window<const A: usize>(
+    map: *const f32,
+    size: Size,
+    [y0, x0]: [usize; 2],
+    padding: usize,
+    patch: &mut [f32; 36 * BLOCK],
+) {
+    patch[..A * A * BLOCK].fill(0.0);
+    for i in 0..A {
+        for j in 0..A {
+            // Before the map wraps around to far behind it.
+            let (y, x) = (
+                (y0 + i).wrapping_sub(padding),
+                (x0 + j).wrapping_sub(padding),
+            );
+            if y < size.height && x < size.width {
+                // SAFETY: inside the map, as just checked.
+                let pixel = unsafe {
+                    std::slice::from_raw_parts(map.add((y * size.width + x) * BLOCK), BLOCK)
+                };
+                patch[(i * A + j) * BLOCK..][..BLOCK].copy_from_slice(pixel);
+            }
+        }
+    }
+}
+
+/// B^T d B of one window and one vector of channels.
+#[inline(always)]
+unsafe fn transform_tile<S: Simd, const A: usize>(
+    window: *const f32,
+    stride: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    // SAFETY: the caller gives A x A pixels and room for A x A frequencies.
+    unsafe {
+        let mut rows = [[S::splat(0.0); A]; A];
+        for j in 0..A {
+            let mut column = [S::splat(0.0); A];
+            for (i, value) in column.iter_mut().enumerate() {
+                *value = S::load(window.add(i * stride + j * BLOCK));
+            }
+            let column = data_transform::<S, A>(column);
+            for i in 0..A {
+                rows[i][j] = column[i];
+            }
+        }
+        for (i, row) in rows.into_iter().enumerate() {
+            for (j, value) in data_transform::<S, A>(row).into_iter().enumerate() {
+                S::store(out.add((i * A + j) * out_stride), value);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn products_body<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task) {
+    let depth = task.in_blocks * BLOCK;
+    let width = WIDE * S::LANES;
+    for f in 0..task.frequencies {
+        for panel in 0..task.columns / width {
+            // SAFETY: V, U and M have these places; rows past the last tile repeat it and are not stored.
+            unsafe {
+                let weights = task.weights.add((f * task.columns + panel * width) * depth);
+                let v = task.v.add(f * task.v_stride);
+                let m = task.m.add(f * task.m_stride + panel * width);
+                for t in (0..task.count).step_by(ROWS) {
+                    let mut acc = [[S::splat(0.0); WIDE]; ROWS];
+                    let rows = std::array::from_fn(|r| {
+                        v.add((t + r).min(task.count - 1) * depth).cast_const()
+                    });
+                    accumulate::<S, ROWS, WIDE>(&mut acc, rows, weights, depth);
+                    for (r, row) in acc.iter().enumerate() {
+                        if t + r < task.count {
+                            for (w, &value) in row.iter().enumerate() {
+                                S::store(m.add((t + r) * task.columns + w * S::LANES), value);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A^T M A with the epilogue, for the forms whose tile is STEP x STEP output pixels.
+#[inline(always)]
+unsafe fn transform_output<S: Simd, const A: usize, const STEP: usize>(task: &Task) {
+    let Size { height, width } = task.full_size;
+    for t in 0..task.count {
+        let tile = task.first + t;
+        let (y0, x0) = (tile / task.tiles_x * STEP, tile % task.tiles_x * STEP);
+        let (rows, cols) = (STEP.min(height - y0), STEP.min(width - x0));
+        for lane in (0..task.out_blocks * BLOCK).step_by(S::LANES) {
+            // SAFETY: M has these places; only pixels of the output are written (`rows`, `cols`).
+            unsafe {
+                let m = task.m.add(t * task.columns + lane);
+                let mut values = inverse_tile::<S, A, STEP>(m, task.m_stride);
+                for row in &mut values {
+                    for value in row {
+                        *value = task.sink.activate::<S>(lane, *value);
+                    }
+                }
+                if task.pool {
+                    for i in (0..rows).step_by(2) {
+                        for j in (0..cols).step_by(2) {
+                            let top = S::add(values[i][j], values[i][j + 1]);
+                            let bottom = S::add(values[i + 1][j], values[i + 1][j + 1]);
+                            let mean = S::mul(S::add(top, bottom), S::splat(0.25));
+                            task.sink.store::<S>(lane, (y0 + i) / 2, (x0 + j) / 2, mean);
+                        }
+                    }
+                } else {
+                    for (i, row) in values.iter().enumerate().take(rows) {
+                        for (j, &value) in row.iter().enumerate().take(cols) {
+                            task.sink.store::<S>(lane, y0 + i, x0 + j, value);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The same for [`Form::Up`]: position p of phase s is output pixel 2 p + 1 + s, p from -1.
+#[inline(always)]
+unsafe fn output_up_body<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task) {
+    let Size { height, width } = task.sink.size;
+    for t in 0..task.count {
+        let tile = task.first + t;
+        // 2 p + 1 of the tile's first position, moved by one so that it is never negative.
+        let (y0, x0) = (tile / task.tiles_x * 6, tile % task.tiles_x * 6);
+        for lane in (0..task.out_blocks * BLOCK).step_by(S::LANES) {
+            for phase in 0..4 {
+                // SAFETY: M has these places; only pixels of the output are written.
+                unsafe {
+                    let m = task
+                        .m
+                        .add(t * task.columns + phase * task.out_blocks * BLOCK + lane);
+                    let values = inverse_tile::<S, 4, 3>(m, task.m_stride);
+                    for (i, row) in values.iter().enumerate() {
+                        for (j, &value) in row.iter().enumerate() {
+                            let (y, x) = (y0 + 2 * i + phase / 2, x0 + 2 * j + phase % 2);
+                            if (1..=height).contains(&y) && (1..=width).contains(&x) {
+                                let value = task.sink.activate::<S>(lane, value);
+                                task.sink.store::<S>(lane, y - 1, x - 1, value);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A^T M A of one tile and one vector of channels.
+#[inline(always)]
+unsafe fn inverse_tile<S: Simd, const A: usize, const STEP: usize>(
+    m: *const f32,
+    stride: usize,
+) -> [[S::V; STEP]; STEP] {
+    // SAFETY: the caller gives A x A frequencies.
+    unsafe {
+        let mut half = [[S::splat(0.0); A]; STEP];
+        for j in 0..A {
+            let mut column = [S::splat(0.0); A];
+            for (i, value) in column.iter_mut().enumerate() {
+                *value = S::load(m.add((i * A + j) * stride));
+            }
+            let column = output_transform::<S, A, STEP>(column);
+            for i in 0..STEP {
+                half[i][j] = column[i];
+            }
+        }
+        let mut out = [[S::splat(0.0); STEP]; STEP];
+        for i in 0..STEP {
+            out[i] = output_transform::<S, A, STEP>(half[i]);
+        }
+        out
+    }
+}
+
+/// The two finite points of F(4, 3) besides 0: +-P and +-Q.
+const P: f32 = 0.625;
+const Q: f32 = 1.5;
+
+/// B^T d: coefficients of the products of (x - point) over all other points.
+#[inline(always)]
+unsafe fn data_transform<S: Simd, const A: usize>(d: [S::V; A]) -> [S::V; A] {
+    // SAFETY: the caller is compiled for the unit.
+    unsafe {
+        let mut out = d;
+        if A == 6 {
+            let (pp, qq) = (S::splat(P * P), S::splat(Q * Q));
+            let (sum, product) = (S::splat(P * P + Q * Q), S::splat(P * P * Q * Q));
+            let even_p = S::fnma(qq, d[2], d[4]);
+            let odd_p = S::mul(S::splat(P), S::fnma(qq, d[1], d[3]));
+            let even_q = S::fnma(pp, d[2], d[4]);
+            let odd_q = S::mul(S::splat(Q), S::fnma(pp, d[1], d[3]));
+            out[0] = S::fma(product, d[0], S::fnma(sum, d[2], d[4]));
+            out[1] = S::add(even_p, odd_p);
+            out[2] = S::sub(even_p, odd_p);
+            out[3] = S::add(even_q, odd_q);
+            out[4] = S::sub(even_q, odd_q);
+            out[5] = S::fma(product, d[1], S::fnma(sum, d[3], d[5]));
+        } else {
+            out[0] = S::sub(d[0], d[2]);
+            out[1] = S::add(d[1], d[2]);
+            out[2] = S::sub(d[2], d[1]);
+            out[3] = S::sub(d[3], d[1]);
+        }
+        out
+    }
+}
+
+/// A^T m: the values of the powers at the points.
+#[inline(always)]
+unsafe fn output_transform<S: Simd, const A: usize, const STEP: usize>(
+    m: [S::V; A],
+) -> [S::V; STEP] {
+    // SAFETY: the caller is compiled for the unit.
+    unsafe {
+        let mut out = [m[0]; STEP];
+        let (even_p, odd_p) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
+        if A == 6 {
+            let (even_q, odd_q) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
+            out[0] = S::add(m[0], S::add(even_p, even_q));
+            out[1] = S::fma(S::splat(P), odd_p, S::mul(S::splat(Q), odd_q));
+            out[2] = S::fma(S::splat(P * P), even_p, S::mul(S::splat(Q * Q), even_q));
+            let cubes = S::fma(S::splat(Q * Q * Q), odd_q, m[5]);
+            out[3] = S::fma(S::splat(P * P * P), odd_p, cubes);
+        } else {
+            out[0] = S::add(m[0], even_p);
+            out[1] = odd_p;
+            if STEP == 2 {
+                out[1] = S::add(odd_p, m[3]);
+            } else {
+                out[2] = S::add(even_p, m[3]);
+            }
+        }
+        out
+    }
+}
+
+/// G, one row of three taps for each frequency; for [`Form::Up`] one matrix for each parity, on the
+/// taps of the doubled map: an odd output sees w0 + w1 and w2 on its two small pixels, an even one
+/// w0 and w1 + w2.
+fn taps(form: Form) -> [Vec<[f64; 3]>; 2] {
+    let (p, q) = (f64::from(P), f64::from(Q));
+    let rows = |points: &[f64], scale: &dyn Fn(usize) -> f64| -> Vec<[f64; 3]> {
+        let finite = points
+            .iter()
+            .enumerate()
+            .map(|(i, x)| [1.0, *x, x * x].map(|v| v / scale(i)));
+        finite.collect()
+    };
+    match form {
+        Form::F4 => {
+            let near = 2.0 * p * p * (p * p - q * q);
+            let far = 2.0 * q * q * (q * q - p * p);
+            let scales = [p * p * q * q, near, near, far, far];
+            let mut g = rows(&[0.0, p, -p, q, -q], &|i| scales[i]);
+            g.push([0.0, 0.0, 1.0]);
+            [g.clone(), g]
+        }
+        Form::F2 => {
+            let mut g = rows(&[0.0, 1.0, -1.0], &|i| [1.0, 2.0, 2.0][i]);
+            g.push([0.0, 0.0, 1.0]);
+            [g.clone(), g]
+        }
+        Form::Up => {
+            // Two taps (a, b) at the points 0, 1, -1, infinity.
+            let two = [[1.0, 0.0], [0.5, 0.5], [0.5, -0.5], [0.0, 1.0]];
+            let odd = two.map(|[a, b]| [a, a, b]).to_vec();
+            let even = two.map(|[a, b]| [a, b, b]).to_vec();
+            [odd, even]
+        }
+    }
+}

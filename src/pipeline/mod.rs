@@ -1,0 +1,3 @@
+//! Who runs where: the threads between reading, networks, compositor and writing.
+
+pub mod offline;

@@ -1,0 +1,462 @@
+//! The program itself, from the command line: what it makes, what it says when it cannot, and how it leaves.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use image::{Rgba, RgbaImage};
+use tempfile::TempDir;
+
+const PHOTO: &str = "assets/mona-lisa.jpg";
+const CROP: &str = "150,60,670,580";
+
+fn mimic(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mimic"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env_remove("MIMIC_LOG")
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+/// Runs what must work; gives what it printed.
+fn works(args: &[&str]) -> String {
+    let output = mimic(args);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs what must fail with `code`, without a panic and with one line of complaint; gives that line.
+fn fails(args: &[&str], code: i32) -> String {
+    let output = mimic(args);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{args:?} printed a result");
+    if code == 1 {
+        let complaints = stderr
+            .lines()
+            .filter(|line| line.starts_with("mimic: "))
+            .count();
+        assert_eq!(complaints, 1, "{args:?}: {stderr}");
+    }
+    stderr
+}
+
+fn ffmpeg(args: &[&str]) {
+    let status = Command::new("ffmpeg")
+        .args(["-v", "error", "-nostdin", "-y"])
+        .args(args)
+        .status();
+    assert!(status.unwrap().success(), "{args:?}");
+}
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// The driver's first frames as a clip.
+    fn clip(&self, frames: usize) -> String {
+        let clip = self.path("clip.mp4");
+        let frames = frames.to_string();
+        ffmpeg(&[
+            "-ss",
+            "0.6",
+            "-i",
+            "assets/driver.mp4",
+            "-frames:v",
+            &frames,
+            &clip,
+        ]);
+        clip
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<_> = std::fs::read_dir(self.0.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        files.sort();
+        files
+    }
+}
+
+fn animate<'a>(photo: &'a str, clip: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec![
+        "animate",
+        "--source-image",
+        photo,
+        "--driving-video",
+        clip,
+        "-o",
+        out,
+    ];
+    args.extend(more);
+    args
+}
+
+fn picture(path: impl AsRef<Path>) -> RgbaImage {
+    image::open(path).unwrap().into_rgba8()
+}
+
+fn difference(a: &RgbaImage, b: &RgbaImage) -> f64 {
+    assert_eq!(a.dimensions(), b.dimensions());
+    let sum: f64 = a
+        .iter()
+        .zip(b.iter())
+        .map(|(a, b)| f64::from(a.abs_diff(*b)))
+        .sum();
+    sum / a.len() as f64
+}
+
+#[test]
+fn the_face_moves_and_the_rest_of_the_photo_stays() {
+    let folder = Folder::new();
+    let clip = folder.clip(20);
+    let frames = folder.path("frames/%05d.png");
+    works(&animate(PHOTO, &clip, &frames, &["--crop", CROP]));
+    let photo = picture(PHOTO);
+    let last = picture(folder.path("frames/00020.png"));
+    let face =
+        |picture: &RgbaImage| image::imageops::crop_imm(picture, 300, 180, 200, 250).to_image();
+    assert!(
+        difference(&face(&photo), &face(&last)) > 4.0,
+        "the head has not turned"
+    );
+    let below =
+        |picture: &RgbaImage| image::imageops::crop_imm(picture, 0, 600, 859, 680).to_image();
+    assert_eq!(below(&photo), below(&last));
+}
+
+#[test]
+fn frames_do_not_depend_on_the_batch_size() {
+    let folder = Folder::new();
+    let clip = folder.clip(3);
+    for batch in ["1", "2", "64"] {
+        let out = folder.path(&format!("{batch}/%02d.png"));
+        works(&animate(
+            PHOTO,
+            &clip,
+            &out,
+            &["--crop", CROP, "--batch-size", batch],
+        ));
+    }
+    for frame in ["01.png", "02.png", "03.png"] {
+        let one = picture(Path::new(&folder.path("1")).join(frame));
+        for batch in ["2", "64"] {
+            assert_eq!(
+                one,
+                picture(Path::new(&folder.path(batch)).join(frame)),
+                "{batch} {frame}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_tutorials_command_runs_with_its_underscores() {
+    let folder = Folder::new();
+    let clip = folder.clip(2);
+    let out = folder.path("result");
+    let printed = works(&[
+        "animate",
+        "--driving_video",
+        &clip,
+        "--source_image",
+        PHOTO,
+        "--relative",
+        "--adapt_scale",
+        "--ratio=0.4",
+        "--output",
+        &out,
+        "--filename",
+        "mona.mp4",
+        "--image_size",
+        "256",
+        "--batch_size",
+        "1",
+        "--multi_person",
+        "--cpu",
+        "--mobile_net",
+        "--best_frame",
+        "1",
+    ]);
+    assert_eq!(
+        printed.trim(),
+        Path::new(&out).join("mona.mp4").to_str().unwrap()
+    );
+    assert!(Path::new(printed.trim()).exists());
+}
+
+#[test]
+fn json_tells_frames_seconds_memory_device_and_outputs() {
+    let folder = Folder::new();
+    let clip = folder.clip(2);
+    let out = folder.path("a.webm");
+    let printed = works(&animate(
+        PHOTO,
+        &clip,
+        &out,
+        &["--face", "300,150,480,400", "--find-best-frame", "--json"],
+    ));
+    let report: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(report["frames"], 2);
+    assert_eq!(report["outputs"][0], out);
+    assert!(report["seconds"]["generate"].as_f64().unwrap() > 0.0);
+    assert!(report["seconds"]["search"].as_f64().unwrap() > 0.0);
+    assert!(
+        report["device"]["networks"]
+            .as_str()
+            .unwrap()
+            .starts_with("CPU")
+    );
+    if cfg!(target_os = "linux") {
+        assert!(report["peak_memory_bytes"].as_u64().unwrap() > 1 << 20);
+    }
+}
+
+#[test]
+fn several_boxes_move_several_faces() {
+    let folder = Folder::new();
+    let clip = folder.clip(12);
+    let photo = "assets/american-gothic.jpg";
+    for paste in ["feather", "paddlegan"] {
+        let out = folder.path(&format!("{paste}/%02d.png"));
+        works(&animate(
+            photo,
+            &clip,
+            &out,
+            &[
+                "--face",
+                "285,75,385,215",
+                "--face",
+                "130,140,210,250",
+                "--paste",
+                paste,
+            ],
+        ));
+        let (before, after) = (
+            picture(photo),
+            picture(folder.path(&format!("{paste}/12.png"))),
+        );
+        for (x, y) in [(300, 100), (140, 160)] {
+            let face = |p: &RgbaImage| image::imageops::crop_imm(p, x, y, 70, 80).to_image();
+            assert!(
+                difference(&face(&before), &face(&after)) > 2.0,
+                "{paste} {x},{y}"
+            );
+        }
+    }
+}
+
+#[test]
+fn weights_of_every_form_import_to_half_the_size() {
+    let folder = Folder::new();
+    let config = folder.path("tiny.yaml");
+    std::fs::write(
+        &config,
+        "model_params:\n  common_params: {num_kp: 10, num_channels: 3, estimate_jacobian: true}\n  \
+         kp_detector_params: {temperature: 0.1, block_expansion: 8, max_features: 64, scale_factor: 0.25, num_blocks: 5}\n  \
+         generator_params:\n    block_expansion: 8\n    max_features: 64\n    num_down_blocks: 2\n    \
+         num_bottleneck_blocks: 6\n    estimate_occlusion_map: true\n    dense_motion_params: {block_expansion: 8, \
+         max_features: 64, num_blocks: 5, scale_factor: 0.25}\n",
+    )
+    .unwrap();
+    let clip = folder.clip(1);
+    for file in [
+        "vox_tiny.pdparams",
+        "vox_tiny_zip.pth.tar",
+        "vox_tiny_legacy.pth.tar",
+    ] {
+        let from = format!("tests/fixtures/{file}");
+        let lean = folder.path(&format!("{file}.safetensors"));
+        works(&["weights", "import", &from, "--config", &config, "-o", &lean]);
+        let size = |path: &str| std::fs::metadata(path).unwrap().len();
+        assert!(size(&lean) < size(&from) * 6 / 10, "{file}");
+        works(&animate(
+            PHOTO,
+            &clip,
+            &folder.path("x/%d.png"),
+            &["--weights", &lean],
+        ));
+    }
+    let lean = folder.path("no-config.safetensors");
+    let complaint = fails(
+        &[
+            "weights",
+            "import",
+            "tests/fixtures/vox_tiny.pdparams",
+            "-o",
+            &lean,
+        ],
+        1,
+    );
+    assert!(complaint.contains("--config"), "{complaint}");
+    assert!(!Path::new(&lean).exists());
+}
+
+#[test]
+fn wrong_usage_leaves_with_two() {
+    for args in [
+        &["animate"][..],
+        &["animate", "--source-image", PHOTO],
+        &["nonsense"],
+        &[],
+        &animate(PHOTO, "clip.mp4", "o.mp4", &["--ratio", "0.05"]),
+        &animate(PHOTO, "clip.mp4", "o.mp4", &["--ratio", "1.5"]),
+        &animate(PHOTO, "clip.mp4", "o.mp4", &["--ratio", "nan"]),
+        &animate(PHOTO, "clip.mp4", "o.mp4", &["--face", "1,2,3"]),
+        &animate(PHOTO, "clip.mp4", "o.mp4", &["--crop", "9,9,1,1"]),
+        &animate(PHOTO, "clip.mp4", "o.mp4", &["--relative", "--absolute"]),
+        &animate(PHOTO, "clip.mp4", "o.mp4", &["--batch-size", "0"]),
+        &animate(PHOTO, "clip.mp4", "o.mp4", &["--image-size", "300"]),
+    ] {
+        fails(args, 2);
+    }
+}
+
+#[test]
+fn bad_inputs_get_one_sentence_and_leave_nothing() {
+    let folder = Folder::new();
+    let clip = folder.clip(2);
+    let make = |name: &str, bytes: &[u8]| {
+        let path = folder.path(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let photo_bytes = std::fs::read(PHOTO).unwrap();
+    let clip_bytes = std::fs::read(&clip).unwrap();
+    let empty = make("empty.png", b"");
+    let cut = make("cut.jpg", &photo_bytes[..200]);
+    let text = make("text.png", b"this is no picture\n");
+    let mislabelled = make("clip.png", &clip_bytes);
+    let text_clip = make("text.mp4", b"this is no video\n");
+    let empty_clip = make("empty.mp4", b"");
+    let cut_clip = make("cut.mp4", &clip_bytes[..300]);
+    let not_weights = make("weights.pth", b"<html>404</html>");
+    let frameless = folder.path("sound.mp4");
+    ffmpeg(&["-f", "lavfi", "-i", "sine=d=0.2", "-c:a", "aac", &frameless]);
+    let nothing = folder.path("nothing");
+    std::fs::create_dir(&nothing).unwrap();
+    let before = folder.files();
+    let out = folder.path("out.mp4");
+
+    for photo in [
+        &empty,
+        &cut,
+        &text,
+        &mislabelled,
+        &folder.path("missing.png"),
+        &nothing,
+    ] {
+        let complaint = fails(&animate(photo, &clip, &out, &[]), 1);
+        assert!(complaint.contains(photo.as_str()), "{complaint}");
+    }
+    for clip in [
+        &text_clip,
+        &empty_clip,
+        &cut_clip,
+        &frameless,
+        &folder.path("missing.mp4"),
+        &nothing,
+    ] {
+        let complaint = fails(&animate(PHOTO, clip, &out, &[]), 1);
+        assert!(complaint.contains(clip.as_str()), "{complaint}");
+    }
+    for (more, wanted) in [
+        (&["--crop", "2000,2000,2100,2100"][..], "outside"),
+        (&["--face", "-500,-500,-10,-10"], "outside"),
+        (&["--driving-crop", "5000,0,5100,100"], "outside"),
+        (&["--weights", &not_weights], "weights.pth"),
+        (
+            &[
+                "--weights",
+                "tests/fixtures/vox_tiny.pdparams",
+                "--config",
+                "vox-256",
+            ],
+            "vox_tiny.pdparams",
+        ),
+        (&["--config", "no-such.yaml"], "no-such.yaml"),
+        (&["--best-frame", "99"], "99"),
+    ] {
+        let complaint = fails(&animate(PHOTO, &clip, &out, more), 1);
+        assert!(complaint.contains(wanted), "{more:?}: {complaint}");
+    }
+    for out in ["/proc/nothing/out.mp4", &folder.path("out.xyz"), &clip] {
+        fails(&animate(PHOTO, &clip, out, &[]), 1);
+    }
+    assert_eq!(folder.files(), before, "something was left behind");
+}
+
+#[test]
+fn the_smallest_photo_and_a_clip_of_one_frame_work() {
+    let folder = Folder::new();
+    let photo = folder.path("dot.png");
+    RgbaImage::from_pixel(1, 1, Rgba([200, 100, 50, 255]))
+        .save(&photo)
+        .unwrap();
+    let out = folder.path("out/%d.png");
+    works(&animate(&photo, PHOTO, &out, &[]));
+    assert_eq!(picture(folder.path("out/1.png")).dimensions(), (1, 1));
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_named() {
+    let folder = Folder::new();
+    let clip = folder.clip(1);
+    // The last tensor of the embedded file, by its bytes.
+    let mut bytes = std::fs::read("weights/mimic-small.safetensors").unwrap();
+    let end = bytes.len();
+    bytes[end - 64..].fill(0xff);
+    let nan = folder.path("nan.safetensors");
+    std::fs::write(&nan, &bytes).unwrap();
+    let complaint = fails(
+        &animate(PHOTO, &clip, &folder.path("o.mp4"), &["--weights", &nan]),
+        1,
+    );
+    assert!(complaint.contains("nan.safetensors"), "{complaint}");
+}
+
+#[test]
+fn doctor_finds_what_this_machine_has() {
+    let printed = works(&["doctor"]);
+    for wanted in ["processor", "ffmpeg", "mimic-small"] {
+        assert!(printed.contains(wanted), "{printed}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_leaves_no_result() {
+    use std::time::{Duration, Instant};
+    let folder = Folder::new();
+    let out = folder.path("out.mp4");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mimic"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(animate(PHOTO, "assets/driver.mp4", &out, &["--crop", CROP]))
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // Once something is there it is being written under its temporary name.
+    let start = Instant::now();
+    while folder.files().is_empty() && start.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let interrupt = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(interrupt.unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert_eq!(folder.files(), [] as [PathBuf; 0]);
+}

@@ -1,0 +1,228 @@
+//! The CPU engine against the networks in candle and against what the reference computed, on every
+//! instruction set of this machine.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "shows the distances")]
+
+mod common;
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{Device, Tensor};
+use common::Comparison;
+use mimic::frame::Prediction;
+use mimic::model::packed::Engine;
+use mimic::model::{Keypoints, ModelConfig, Networks, procedural};
+use mimic::ops::simd::Isa;
+use mimic::ops::threads::Workers;
+
+#[test]
+fn full_networks_are_the_same_packed() {
+    let config = tiny(false);
+    let weights = procedural::tensors(&config, "vox_tiny").unwrap();
+    let recorded = common::tensors("tests/fixtures/vox_tiny.safetensors");
+    compare(
+        "vox_tiny",
+        &config,
+        &weights,
+        &recorded,
+        "kp_norm.1.relative_adapt",
+        "driving",
+    );
+}
+
+#[test]
+fn mobile_networks_are_the_same_packed() {
+    let config = tiny(true);
+    let weights = procedural::tensors(&config, "mobile_tiny").unwrap();
+    let recorded = common::tensors("tests/fixtures/mobile_tiny.safetensors");
+    compare(
+        "mobile_tiny",
+        &config,
+        &weights,
+        &recorded,
+        "kp_norm.1.relative_adapt",
+        "driving",
+    );
+}
+
+#[test]
+fn the_embedded_model_is_the_same_packed() {
+    let config = ModelConfig::preset("mimic-small").unwrap();
+    let weights = common::tensors("weights/mimic-small.safetensors")
+        .into_iter()
+        .collect();
+    let recorded = common::tensors("tests/fixtures/mimic-small.golden.safetensors");
+    compare(
+        "mimic-small",
+        &config,
+        &weights,
+        &recorded,
+        "kp_norm",
+        "driving",
+    );
+}
+
+#[test]
+fn odd_shapes_of_model_are_the_same_packed() {
+    let base = || {
+        let mut config = tiny(false);
+        config.image_size = 96;
+        config.num_kp = 3;
+        config.kp.num_blocks = 2;
+        config.generator.dense_motion.num_blocks = 2;
+        config.generator.num_bottleneck_blocks = 1;
+        config
+    };
+    let with = |change: &dyn Fn(&mut ModelConfig)| {
+        let mut config = base();
+        change(&mut config);
+        config.check().unwrap();
+        let weights = procedural::tensors(&config, "odd").unwrap();
+        let pixels = |phase: f32| -> Vec<u8> {
+            let values =
+                (0..config.image_size.pow(2) * 3).map(|i| (i as f32 * 0.013 + phase).sin());
+            values.map(|v| (v * 127.0 + 128.0) as u8).collect()
+        };
+        let side = config.image_size as usize;
+        let picture =
+            |phase| Tensor::from_vec(pixels(phase), (side, side, 3), &Device::Cpu).unwrap();
+        let recorded = HashMap::from([
+            ("source".into(), picture(0.0)),
+            ("driving".into(), picture(1.0)),
+        ]);
+        compare("odd", &config, &weights, &recorded, "", "driving");
+    };
+    with(&|_| ());
+    with(&|c| (c.kp.mobile, c.generator.mobile) = (false, true));
+    with(&|c| c.estimate_jacobian = false);
+    with(&|c| c.kp.single_jacobian_map = true);
+    with(&|c| c.kp.pad = 3);
+    with(&|c| c.kp.scale_factor = 1.0);
+    with(&|c| c.generator.num_bottleneck_blocks = 0);
+    with(&|c| c.generator.estimate_occlusion_map = false);
+    with(&|c| c.generator.dense_motion.scale_factor = 0.5);
+    with(&|c| c.generator.num_down_blocks = 3);
+    with(&|c| c.generator.block_expansion = 20);
+}
+
+/// The shape of the recorded networks.
+fn tiny(mobile: bool) -> ModelConfig {
+    let mut config = ModelConfig::preset("vox-256").unwrap();
+    (config.kp.block_expansion, config.kp.max_features) = (8, 64);
+    (
+        config.generator.block_expansion,
+        config.generator.max_features,
+    ) = (8, 64);
+    let motion = &mut config.generator.dense_motion;
+    (motion.block_expansion, motion.max_features) = (8, 64);
+    (config.kp.mobile, config.generator.mobile) = (mobile, mobile);
+    config
+}
+
+/// Both engines from the same keypoints, and the detectors' own keypoints.
+fn compare(
+    name: &str,
+    config: &ModelConfig,
+    weights: &BTreeMap<String, Tensor>,
+    recorded: &HashMap<String, Tensor>,
+    kp_norm: &str,
+    driving: &str,
+) {
+    let networks = Networks::new(config, weights, &Device::Cpu).unwrap();
+    let photo = common::pictures(&recorded["source"]);
+    let frame = common::pictures(&recorded[driving])
+        .narrow(0, 0, 1)
+        .unwrap();
+    let kp_photo = networks.keypoint_detector.forward(&photo).unwrap();
+    let kp_frame = networks.keypoint_detector.forward(&frame).unwrap();
+    let (kp_source, kp_driving) = if kp_norm.is_empty() {
+        (kp_photo.clone(), kp_frame.clone())
+    } else {
+        (
+            common::keypoints(recorded, "kp_source"),
+            common::keypoints(recorded, kp_norm),
+        )
+    };
+    let features = networks.generator.encode_source(&photo).unwrap();
+    let wanted = networks
+        .generator
+        .forward(&features, &kp_source, &kp_driving)
+        .unwrap();
+    let plain = |kp| Keypoints::from_tensors(kp).unwrap().remove(0);
+
+    for isa in Isa::available() {
+        let workers = Workers::with_isa(2, isa).unwrap();
+        let mut engine = Engine::new(config, weights, workers).unwrap();
+        let mut source = engine.encode(&rgba(&recorded["source"]));
+        let found = engine.keypoints(&rgba(&recorded[driving]));
+        let mut comparison = Comparison::default();
+        let tensors =
+            |kp: &Keypoints| Keypoints::to_tensors(std::slice::from_ref(kp), &Device::Cpu);
+        let label = |what: &str| format!("{name} {} {what}", isa.name());
+        comparison.add_keypoints(
+            &label("kp_source"),
+            &tensors(&source.keypoints).unwrap(),
+            &kp_photo,
+            1e-4,
+        );
+        comparison.add_keypoints(
+            &label("kp_driving"),
+            &tensors(&found).unwrap(),
+            &kp_frame,
+            1e-4,
+        );
+
+        source.keypoints = plain(&kp_source);
+        let planes = engine.generate_planes(&source, &plain(&kp_driving));
+        let mut out = Prediction::default();
+        engine.generate(&source, &plain(&kp_driving), &mut out);
+        let like = |values: Vec<f32>, tensor: &Tensor| {
+            Tensor::from_vec(values, tensor.dims(), &Device::Cpu).unwrap()
+        };
+        let deformation = out.deformation.as_flattened().to_vec();
+        comparison.add(
+            &label("deformation"),
+            &like(deformation, &wanted.used_deformation),
+            &wanted.used_deformation,
+            1e-4,
+            1e-3,
+        );
+        if let Some(map) = &wanted.used_occlusion {
+            comparison.add(
+                &label("occlusion"),
+                &like(out.occlusion.clone(), map),
+                map,
+                1e-4,
+                1e-3,
+            );
+        }
+        let picture = like(planes, &wanted.prediction);
+        comparison.add(
+            &label("prediction"),
+            &picture,
+            &wanted.prediction,
+            1e-4,
+            5e-3,
+        );
+        let record = format!(
+            "out.1.{}.prediction",
+            kp_norm.trim_start_matches("kp_norm.1.")
+        );
+        if let Some(record) = recorded.get(&record).or(recorded.get("prediction")) {
+            comparison.add(&label("prediction recorded"), &picture, record, 1e-3, 2e-2);
+        }
+        comparison.judge();
+    }
+}
+
+/// The first of recorded pictures (.., h, w, 3) as RGBA.
+fn rgba(recorded: &Tensor) -> Vec<u8> {
+    let side = recorded.dim(candle_core::D::Minus2).unwrap();
+    let bytes: Vec<u8> = recorded.flatten_all().unwrap().to_vec1().unwrap();
+    bytes
+        .chunks_exact(3)
+        .take(side * side)
+        .flat_map(|p| [p[0], p[1], p[2], 255])
+        .collect()
+}

@@ -1,0 +1,34 @@
+//! Pictures and video in and out: photos, driving clips, results.
+//!
+//! Photos and lossless frames go through the `image` crate, everything that moves through the `ffmpeg`
+//! program over pipes: every codec it knows, and a hostile file can only crash a child process. Frames
+//! stream: no part of this module holds a clip. Cameras are not here.
+//!
+//! - [`photo`]: a file to an upright, opaque picture.
+//! - [`clip`]: the driving side, [`FrameSource`]: a video, a folder of pictures, a single picture.
+//! - [`sink`]: the result side, [`FrameSink`]: mp4, webm, gif, numbered pictures, and where they go.
+//! - [`ffmpeg`]: finding and running the program.
+
+pub mod clip;
+pub mod error;
+pub mod ffmpeg;
+pub mod photo;
+pub mod sink;
+
+mod encode;
+mod pattern;
+mod probe;
+mod sequence;
+mod stills;
+mod video;
+
+pub use clip::{ClipInfo, Fps, FrameSource, ReadOptions};
+pub use error::Error;
+pub use photo::open_photo;
+pub use sink::{FrameSink, WriteOptions, resolve_output};
+
+/// The most pixels a photo or a frame may have: 100 megapixels, 400 MB as RGBA.
+///
+/// A size is a number that a stranger wrote into a file: nothing is allocated before it has been held
+/// against this.
+pub const MAX_PIXELS: u64 = 100_000_000;

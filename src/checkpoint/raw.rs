@@ -292,3 +292,47 @@ fn gather(
     }
     gathered
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(raw: &RawTensor<'_>, file_len: usize) -> Result<Tensor, Fault> {
+        Decoder::new(file_len, |_: &str| Err(Fault::Truncated)).tensor("t", raw)
+    }
+
+    #[test]
+    fn the_stride_of_a_single_element_may_be_anything() {
+        let data: Vec<u8> = [1f32, 3.0, 2.0, 4.0]
+            .into_iter()
+            .flat_map(f32::to_le_bytes)
+            .collect();
+        let raw = RawTensor {
+            dtype: DType::F32,
+            big_endian: false,
+            shape: vec![2, 1, 2],
+            strides: Some(vec![1, usize::MAX, 2]),
+            offset: 0,
+            data: Data::Bytes(&data),
+        };
+        let tensor = decode(&raw, data.len()).unwrap();
+        assert_eq!(tensor.dims(), [2, 1, 2]);
+        let numbers: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(numbers, [1.0, 2.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn a_broadcast_is_taken_up_to_four_times_the_file() {
+        let data = 7f32.to_le_bytes();
+        let raw = |count| RawTensor {
+            dtype: DType::F32,
+            big_endian: false,
+            shape: vec![count],
+            strides: Some(vec![0]),
+            offset: 0,
+            data: Data::Bytes(&data),
+        };
+        assert!(decode(&raw(40), 40).is_ok());
+        assert!(matches!(decode(&raw(41), 40), Err(Fault::Limit(_))));
+    }
+}

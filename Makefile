@@ -12,13 +12,14 @@ CROP = 150,60,670,580
 GIF_FROM = 0.6
 GIF_SECONDS = 3.5
 
-.PHONY: help demo test run bench fuzz packages
+.PHONY: help demo test run bench fuzz screenshots packages
 
 help:
 	@echo 'make demo    make the Mona Lisa follow a drawn performer: output/result.mp4, output/demo.gif'
 	@echo 'make test    run every test'
 	@echo 'make run     open the window'
 	@echo 'make bench   time mimic, PyTorch and ONNX Runtime on this machine (THREADS=$(THREADS), Python in VENV=$(VENV))'
+	@echo 'make screenshots   make the pictures in screenshots/ anew'
 	@echo 'make fuzz    feed broken files to every parser, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
 
 packages:
@@ -65,3 +66,6 @@ fuzz:
 	@for target in $$(cargo +nightly fuzz list); do \
 		cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
+
+screenshots: demo
+	scripts/screenshots.sh

@@ -1,6 +1,7 @@
 //! Rectangles in whole pixels: the vocabulary that photos, crops and masks share.
 
 use std::fmt;
+use std::num::ParseIntError;
 use std::str::FromStr;
 
 /// A rectangle in pixels, half open: `x1 <= x < x2`, `y1 <= y < y2`.
@@ -86,7 +87,9 @@ impl FromStr for Rect {
             .split(',')
             .map(|part| part.trim().parse())
             .collect::<Result<_, _>>()
-            .map_err(|_| format!("'{text}' is not four whole numbers X1,Y1,X2,Y2"))?;
+            .map_err(|e: ParseIntError| {
+                format!("'{text}' is not four whole numbers X1,Y1,X2,Y2 ({e})")
+            })?;
         let [x1, y1, x2, y2] = numbers[..] else {
             return Err(format!("'{text}' is not four whole numbers X1,Y1,X2,Y2"));
         };

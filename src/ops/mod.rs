@@ -8,6 +8,10 @@
 //! Every op has a plain reference, which its tests compare it with.
 
 #![allow(
+    clippy::needless_range_loop,
+    reason = "several arrays of a register tile are walked by one index"
+)]
+#![allow(
     unsafe_code,
     reason = "kernels on raw pointers and vector units; each block says why it holds"
 )]

@@ -271,9 +271,10 @@ macro_rules! kernel {
                     // SAFETY: the caller's promises, handed on.
                     unsafe { $body::<simd::Avx512, 12, 2>($($arg),*) }
                 }
-                // SAFETY: the machine has the unit, says the caller.
                 match isa {
+                    // SAFETY: the machine has the unit, says the caller.
                     Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    // SAFETY: as above.
                     Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     Isa::Portable | Isa::Neon => {}
                 }

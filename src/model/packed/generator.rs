@@ -214,12 +214,7 @@ impl Generator {
         for i in 0..self.bottleneck.len() {
             let (done, rest) = self.bottleneck.split_at_mut(i + 1);
             let next = rest.first();
-            done[i].run(
-                workers,
-                &mut self.stream,
-                &mut self.activated,
-                next.as_deref(),
-            );
+            done[i].run(workers, &mut self.stream, &mut self.activated, next);
         }
         for i in 0..self.up.len() {
             let (before, rest) = self.up.split_at_mut(i);
@@ -236,7 +231,7 @@ impl Generator {
         self.last.run(workers, from, &mut self.prediction);
         workers.meter.time("generator sigmoid", "vector", 0, || {
             workers.rows(&mut self.prediction, 4096, |_, row| {
-                sigmoid(workers.isa, row)
+                sigmoid(workers.isa, row);
             });
         });
         (&self.prediction, &self.flow, self.size)

@@ -144,7 +144,7 @@ impl DenseMotion {
         let features = self.hourglass.run(workers);
         self.heads.run(workers, features);
         workers.meter.time("dense_motion softmax", "scalar", 0, || {
-            self.mix(workers, &motions)
+            self.mix(workers, &motions);
         });
         &self.flow
     }

@@ -61,7 +61,7 @@ impl Reduction {
     pub(super) fn run_packed(&mut self, workers: &Workers, rgba: &[u8], out: &mut [f32]) {
         let lines: &mut [[f32; BLOCK]] = out.as_chunks_mut().0;
         self.filter(workers, rgba, lines, |line, rgb| {
-            line[..4].copy_from_slice(&rgb)
+            line[..4].copy_from_slice(&rgb);
         });
     }
 

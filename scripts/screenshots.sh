@@ -1,0 +1,24 @@
+#!/bin/sh
+# Makes the pictures in screenshots/ with the program itself: the demo as a GIF, and one frame at the photo's own size with
+# none and all of the photo's detail. Run by `make screenshots`.
+set -eu
+cd "$(dirname "$0")/.."
+
+mimic=target/release/mimic
+crop=150,60,670,580
+frame=48
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+ffmpeg -v error -nostdin -ss 0 -i assets/driver.mp4 -frames:v $frame "$work/driver.mp4"
+for detail in 0 1; do
+    $mimic animate --source-image assets/mona-lisa.jpg --driving-video "$work/driver.mp4" --crop $crop \
+        --detail $detail -o "$work/$detail/%05d.png" >/dev/null
+    # The face alone, one pixel of the photo for one of the picture.
+    ffmpeg -v error -nostdin -y -i "$work/$detail/$(printf %05d $frame).png" -vf crop=420:460:200:100 \
+        "screenshots/detail-$detail.png"
+done
+ffmpeg -v error -nostdin -y -i screenshots/detail-0.png -i screenshots/detail-1.png -filter_complex hstack \
+    -q:v 2 screenshots/detail.jpg
+rm screenshots/detail-0.png screenshots/detail-1.png
+cp output/demo.gif screenshots/demo.gif

@@ -1,5 +1,7 @@
 //! The compositor: recorded paste-backs, shader against twin, and what must hold for any input.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 use std::fs;
 use std::path::Path;
 
@@ -99,7 +101,8 @@ fn a_missing_or_foreign_part_of_a_prediction_is_named() {
         compositor.composite(&[], &settings),
         Err(Error::Count { crops: 1, .. })
     ));
-    let broken: [(&str, fn(&mut Prediction)); 5] = [
+    type Damage = fn(&mut Prediction);
+    let broken: [(&str, Damage); 5] = [
         ("picture", |p| p.rgba.truncate(7)),
         ("picture", |p| p.size = 33),
         ("deformation", |p| p.map_size = 9),

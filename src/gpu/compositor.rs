@@ -235,3 +235,112 @@ impl Compositor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use image::Rgba;
+
+    use super::*;
+
+    const CROP: Rect = Rect::new(10, 5, 74, 69);
+
+    /// A compositor on whatever adapter there is, even where `choice` would not take it.
+    fn on_adapter(choice: Choice) -> Option<Compositor> {
+        let mut compositor = Compositor::new(Choice::Cpu).unwrap();
+        compositor.choice = choice;
+        compositor.gpu = match Gpu::open(true) {
+            Ok(gpu) => Some(gpu),
+            Err(_) if std::env::var("MIMIC_TEST_NO_ADAPTER").is_ok_and(|v| v == "1") => {
+                return None;
+            }
+            Err(error) => panic!("{error}; MIMIC_TEST_NO_ADAPTER=1 leaves this test out"),
+        };
+        Some(compositor)
+    }
+
+    fn photo() -> RgbaImage {
+        RgbaImage::from_fn(90, 80, |x, y| {
+            Rgba([(x * 2) as u8, (y * 3) as u8, (x ^ y) as u8, 255])
+        })
+    }
+
+    fn prediction() -> Prediction {
+        Prediction {
+            size: 32,
+            rgba: model_view(&photo(), CROP, 32).unwrap().into_raw(),
+            map_size: 1,
+            deformation: vec![[0.0, 0.0]],
+            occlusion: vec![1.0],
+        }
+    }
+
+    fn expected() -> RgbaImage {
+        let mut cpu = Compositor::new(Choice::Cpu).unwrap();
+        cpu.set_photo(&photo(), &[CROP], 32).unwrap();
+        cpu.composite(&[prediction()], &PasteSettings::default())
+            .unwrap()
+            .clone()
+    }
+
+    #[test]
+    fn a_photo_too_large_for_the_adapter_is_composed_on_the_cpu() {
+        let Some(mut compositor) = on_adapter(Choice::Wgpu) else {
+            return;
+        };
+        compositor
+            .gpu
+            .as_mut()
+            .unwrap()
+            .context
+            .pretend_max_side(64);
+        compositor.set_photo(&photo(), &[CROP], 32).unwrap();
+        assert_eq!(compositor.device_name(), "CPU");
+        let settings = PasteSettings::default();
+        assert!(*compositor.composite(&[prediction()], &settings).unwrap() == expected());
+        compositor
+            .gpu
+            .as_mut()
+            .unwrap()
+            .context
+            .pretend_max_side(8192);
+        compositor.set_photo(&photo(), &[CROP], 32).unwrap();
+        assert_ne!(compositor.device_name(), "CPU");
+    }
+
+    #[test]
+    fn an_adapter_that_is_lost_stops_only_who_asked_for_it() {
+        let settings = PasteSettings::default();
+        for choice in [Choice::Auto, Choice::Wgpu] {
+            let Some(mut compositor) = on_adapter(choice) else {
+                return;
+            };
+            compositor.set_photo(&photo(), &[CROP], 32).unwrap();
+            compositor.composite(&[prediction()], &settings).unwrap();
+            let name = compositor.device_name();
+            compositor.gpu.as_ref().unwrap().context.device.destroy();
+            let result = compositor.composite(&[prediction()], &settings).cloned();
+            match choice {
+                Choice::Auto => {
+                    assert!(result.unwrap() == expected());
+                    assert_eq!(compositor.device_name(), "CPU");
+                }
+                _ => {
+                    let text = result.unwrap_err().to_string();
+                    assert!(
+                        text.contains(&name) && text.contains("--compositor cpu"),
+                        "{text}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn auto_passes_software_adapters_over() {
+        let auto = Compositor::new(Choice::Auto).unwrap();
+        let cards = crate::gpu::adapters()
+            .iter()
+            .any(|adapter| adapter.kind != "software");
+        assert_eq!(auto.device_name() == "CPU", !cards);
+    }
+}

@@ -50,7 +50,7 @@ impl Default for PasteSettings {
             mode: PasteMode::Feather,
             ratio: 0.4,
             feather: 0.2,
-            colour_match: false,
+            colour_match: true,
             detail: 0.5,
         }
     }

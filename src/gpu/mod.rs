@@ -124,3 +124,40 @@ pub enum Error {
 
 /// Largest side of predictions, maps and model inputs that is taken: four times the largest model.
 const MAX_SIZE: u32 = 4096;
+
+#[cfg(test)]
+mod layout {
+    //! The shaders' structs against their mirrors.
+
+    use naga::TypeInner;
+
+    /// Size in bytes of a struct of a shader, and the offset of each of its members.
+    pub(super) fn of(shader: &str, name: &str) -> (usize, Vec<(String, usize)>) {
+        let module = naga::front::wgsl::parse_str(shader).unwrap();
+        let found = module
+            .types
+            .iter()
+            .find(|(_, t)| t.name.as_deref() == Some(name));
+        let (_, found) = found.unwrap_or_else(|| panic!("the shader has no struct {name}"));
+        let TypeInner::Struct { members, span } = &found.inner else {
+            panic!("{name} is no struct");
+        };
+        let offsets = members
+            .iter()
+            .map(|m| (m.name.clone().unwrap(), m.offset as usize));
+        (*span as usize, offsets.collect())
+    }
+
+    /// Asserts that a mirror has the struct's size and, for the members named, its offsets.
+    pub(super) fn check(shader: &str, name: &str, size: usize, offsets: &[(&str, usize)]) {
+        let (span, members) = of(shader, name);
+        assert_eq!(span, size, "size of {name}");
+        for &(member, offset) in offsets {
+            let found = members
+                .iter()
+                .find(|(m, _)| m == member)
+                .map(|&(_, offset)| offset);
+            assert_eq!(found, Some(offset), "{name}.{member}");
+        }
+    }
+}

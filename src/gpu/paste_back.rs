@@ -7,6 +7,8 @@ use super::mask::Mask;
 use super::warp::TILE;
 use crate::geometry::Rect;
 
+const SHADER: &str = include_str!("../../shaders/paste_back.wgsl");
+
 /// Mirror of `struct Paste`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -18,8 +20,6 @@ pub(super) struct Uniform {
     pub(super) pad: [u32; 3],
 }
 
-const _: () = assert!(size_of::<Mask>() == 48 && size_of::<Uniform>() == 96);
-
 #[derive(Debug)]
 pub(super) struct PasteBack {
     pipeline: wgpu::ComputePipeline,
@@ -27,9 +27,8 @@ pub(super) struct PasteBack {
 
 impl PasteBack {
     pub(super) fn new(context: &Context) -> Self {
-        let source = include_str!("../../shaders/paste_back.wgsl");
         Self {
-            pipeline: context.pipeline("paste_back", source),
+            pipeline: context.pipeline("paste_back", SHADER),
         }
     }
 
@@ -52,5 +51,31 @@ impl PasteBack {
         pass.set_pipeline(&self.pipeline);
         pass.set_bind_group(0, bindings, &[]);
         pass.dispatch_workgroups(crop.width().div_ceil(TILE), crop.height().div_ceil(TILE), 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::super::layout::check;
+    use super::*;
+
+    #[test]
+    fn the_uniforms_mirror_the_shaders() {
+        let offsets = [
+            ("crop", offset_of!(Uniform, crop)),
+            ("offset", offset_of!(Uniform, offset)),
+            ("mask", offset_of!(Uniform, mask)),
+            ("stride", offset_of!(Uniform, stride)),
+        ];
+        check(SHADER, "Paste", size_of::<Uniform>(), &offsets);
+        let offsets = [
+            ("kind", offset_of!(Mask, kind)),
+            ("circle_x", offset_of!(Mask, circle)),
+            ("sides", offset_of!(Mask, sides)),
+            ("soft", offset_of!(Mask, soft)),
+        ];
+        check(SHADER, "Mask", size_of::<Mask>(), &offsets);
     }
 }

@@ -514,3 +514,40 @@ fn check_prediction(index: usize, prediction: &Prediction) -> Result<(), Error> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use image::Rgba;
+
+    use super::*;
+
+    #[test]
+    fn what_the_networks_see_has_no_alias_of_what_they_cannot() {
+        let board = RgbaImage::from_fn(600, 600, |x, y| {
+            let level = if (x + y) % 2 == 0 { 255 } else { 0 };
+            Rgba([level, level, level, 255])
+        });
+        let view = model_view(&board, Rect::new(20, 30, 532, 542), 64).unwrap();
+        assert!(view.pixels().all(|p| (120..=135).contains(&p.0[0])));
+        let same = model_view(&board, Rect::new(20, 30, 84, 94), 64).unwrap();
+        assert!((0..64).all(|i| same.get_pixel(i, i) == board.get_pixel(20 + i, 30 + i)));
+        assert!(matches!(
+            model_view(&board, Rect::of_size(600, 600), 0),
+            Err(Error::ModelSize(0))
+        ));
+    }
+
+    #[test]
+    fn a_prediction_far_larger_than_its_crop_is_averaged_not_skipped() {
+        let mut prepared = Prepared {
+            size: 64,
+            ..Prepared::default()
+        };
+        prepared.picture = (0..64 * 64)
+            .map(|i| [if i % 2 == 0 { 200.0 } else { 0.0 }; 4])
+            .collect();
+        prepared.shrink_to(Rect::new(0, 0, 20, 12));
+        assert_eq!((prepared.size, prepared.picture.len()), (32, 32 * 32));
+        assert!(prepared.picture.iter().all(|p| *p == [100.0; 4]));
+    }
+}

@@ -8,6 +8,8 @@ use crate::geometry::Rect;
 /// Side of the shaders' workgroups, `@workgroup_size` in both.
 pub(super) const TILE: u32 = 16;
 
+const SHADER: &str = include_str!("../../shaders/warp.wgsl");
+
 /// Mirror of `struct Warp`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -18,8 +20,6 @@ pub(super) struct Uniform {
     pub(super) map_size: u32,
     pub(super) detailed: u32,
 }
-
-const _: () = assert!(size_of::<Uniform>() == 32);
 
 /// The buffers of the bindings 1 to 4, in order.
 #[derive(Debug)]
@@ -37,9 +37,8 @@ pub(super) struct Warp {
 
 impl Warp {
     pub(super) fn new(context: &Context) -> Self {
-        let source = include_str!("../../shaders/warp.wgsl");
         Self {
-            pipeline: context.pipeline("warp", source),
+            pipeline: context.pipeline("warp", SHADER),
         }
     }
 
@@ -71,5 +70,24 @@ impl Warp {
         pass.set_pipeline(&self.pipeline);
         pass.set_bind_group(0, bindings, &[]);
         pass.dispatch_workgroups(crop.width().div_ceil(TILE), crop.height().div_ceil(TILE), 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::*;
+
+    #[test]
+    fn the_uniform_mirrors_the_shaders() {
+        let offsets = [
+            ("crop", offset_of!(Uniform, crop)),
+            ("stride", offset_of!(Uniform, stride)),
+            ("size", offset_of!(Uniform, size)),
+            ("map_size", offset_of!(Uniform, map_size)),
+            ("detailed", offset_of!(Uniform, detailed)),
+        ];
+        super::super::layout::check(SHADER, "Warp", size_of::<Uniform>(), &offsets);
     }
 }

@@ -1,5 +1,6 @@
 //! The compositor: recorded paste-backs, shader against twin, and what must hold for any input.
 
+#![allow(clippy::print_stdout, reason = "shows what was found")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 use std::fs;

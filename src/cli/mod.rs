@@ -61,7 +61,7 @@ pub fn main() -> ExitCode {
         Some(Command::Doctor) => doctor::run(),
         Some(Command::Bench(args)) => bench::run(&args),
         None => {
-            let _ = Cli::command().print_help();
+            eprintln!("{}", Cli::command().render_help());
             Err(Failure::Usage(
                 "the window is not part of this version yet: animate from the command line with \
                  `mimic animate --source-image PHOTO --driving-video CLIP`"

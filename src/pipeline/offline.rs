@@ -217,7 +217,7 @@ pub fn run(
             searching: false,
             done,
             total,
-        })
+        });
     };
     let (compose, stages) = stream(
         source,

@@ -199,7 +199,7 @@ fn the_reason_is_the_one_that_helps() {
 
 #[test]
 fn a_flood_of_opcodes_ends_early() {
-    // What each of these asks for grows with every byte; 4 MB would become hundreds.
+    // A million times each; the file does not even have to end.
     for flood in [
         &b"}"[..],
         b"N",
@@ -211,13 +211,10 @@ fn a_flood_of_opcodes_ends_early() {
         b"(t",
     ] {
         let mut file = b"\x80\x02}".to_vec();
-        file.extend(flood.iter().cycle().take(4 << 20));
+        file.extend(flood.repeat(1 << 20));
         let start = Instant::now();
         let error = checkpoint::from_bytes(&file, "a flood").unwrap_err();
-        assert!(
-            matches!(error, Error::Limit { .. } | Error::Truncated { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, Error::Limit { .. }), "{error}");
         assert!(
             start.elapsed() < Duration::from_secs(2),
             "{:?}",

@@ -4,8 +4,16 @@
 pub fn check(file: &[u8]) {
     match mimic::checkpoint::from_bytes(file, "fuzz") {
         Ok(opened) => {
-            let numbers: usize = opened.tensors.values().map(|tensor| tensor.elem_count()).sum();
-            assert!(numbers <= 2 * file.len(), "{numbers} numbers of {} bytes", file.len());
+            let numbers: usize = opened
+                .tensors
+                .values()
+                .map(|tensor| tensor.elem_count())
+                .sum();
+            assert!(
+                numbers <= 2 * file.len(),
+                "{numbers} numbers of {} bytes",
+                file.len()
+            );
             let _ = mimic::checkpoint::check_finite(&opened);
         }
         Err(error) => {

@@ -6,7 +6,11 @@ mod common;
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let numbers = [0x3f; 64];
-    common::check(&zip(&[("m/data.pkl", input), ("m/data/0", &numbers), ("m/data/1", &numbers)]));
+    common::check(&zip(&[
+        ("m/data.pkl", input),
+        ("m/data/0", &numbers),
+        ("m/data/1", &numbers),
+    ]));
 });
 
 /// Stored records with right sizes and checksums.

@@ -1,6 +1,6 @@
 //! Vector units behind one small trait, so that each kernel is written once.
 //!
-//! A kernel is an `#[inline(always)]` function generic over [`Simd`]; the [`kernel!`] macro makes the
+//! A kernel is an `#[inline(always)]` function generic over `Simd`; the `kernel!` macro makes the
 //! callable entry, one `#[target_feature]` instance for each instruction set, chosen at run time.
 //! Everything a kernel calls must be `#[inline(always)]` too: a call that stays a call would be
 //! compiled without the vector unit and run several times slower.

@@ -86,7 +86,7 @@ fn shaders_and_twin_agree_on_the_recorded_pictures() {
             }
         }
     }
-    println!("{} frames equal, {} within one level", seen[0], seen[1]);
+    eprintln!("{} frames equal, {} within one level", seen[0], seen[1]);
 }
 
 #[test]
@@ -490,7 +490,11 @@ fn check_recorded(mut compositor: Compositor) {
                 at_edges += 1;
             }
         }
-        println!("{name} {ratio}: {at_edges} pixels differ at the masks' edges");
+        // Two drawers of a circle: OpenCV's differs at its four tips.
+        assert!(
+            at_edges <= 4,
+            "{name} {ratio}: {at_edges} pixels at the masks' edges"
+        );
     }
 }
 
@@ -507,7 +511,7 @@ fn adapter() -> Option<Compositor> {
     match Compositor::new(Choice::Wgpu) {
         Ok(compositor) => Some(compositor),
         Err(error) if std::env::var("MIMIC_TEST_NO_ADAPTER").is_ok_and(|v| v == "1") => {
-            println!("not tested: {error}");
+            eprintln!("not tested: {error}");
             None
         }
         Err(error) => panic!(

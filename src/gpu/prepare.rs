@@ -137,11 +137,9 @@ pub(crate) struct Prepared {
 
 #[derive(Debug, Default)]
 struct Scratch {
-    /// Per pixel: q (r, g, b) and the luma of s.
-    difference: Vec<[f32; 4]>,
-    /// Per cell: the means of the above.
+    /// Per cell: the mean of q.
     coarse: Vec<[f32; 4]>,
-    /// Per cell: energy of the fine bands of q and of s.
+    /// Per cell: the energies of the fine bands of q and of s.
     energy: Vec<[f32; 2]>,
     /// Per cell: the gate.
     gate: Vec<f32>,
@@ -252,52 +250,28 @@ impl Scratch {
         self.cell_taps.clear();
         self.cell_taps
             .extend((0..size).map(|i| Tap::at((i as f32 + 0.5) / CELL as f32 - 0.5, cells)));
-        self.difference.resize(size * size, [0.0; 4]);
         self.coarse.resize(cells * cells, [0.0; 4]);
         self.energy.resize(cells * cells, [0.0; 2]);
 
         let taps = &self.map_taps;
-        let bands = self
-            .difference
-            .par_chunks_mut(CELL * size)
-            .zip(p.pixels.par_chunks(CELL * size));
-        bands
-            .zip(self.coarse.par_chunks_mut(cells))
-            .enumerate()
-            .with_min_len(BANDS)
-            .for_each_init(
-                || vec![[0.0; 2]; map],
-                |between, (i, ((band, pixels), means))| {
-                    let rows = band.chunks_mut(size).zip(pixels.chunks(size)).enumerate();
-                    for (y, (difference, pixels)) in rows {
-                        let y = i * CELL + y;
-                        lerp_rows(field, map, taps[y], between);
-                        let v = (y as f32 + 0.5) / size as f32;
-                        difference_row(difference, pixels, between, taps, v, low);
-                    }
-                    block_means(band, size, means);
-                },
-            );
-
-        let (coarse, taps) = (&self.coarse, &self.cell_taps);
-        let bands = self
-            .difference
-            .par_chunks(CELL * size)
+        let cells_rows = self
+            .coarse
+            .par_chunks_mut(cells)
             .zip(self.energy.par_chunks_mut(cells));
+        let bands = p.pixels.par_chunks(CELL * size).zip(cells_rows);
         bands.enumerate().with_min_len(BANDS).for_each_init(
-            || (vec![[0.0; 4]; cells], vec![[0.0; 2]; CELL * size]),
-            |(between, energies), (i, (band, means))| {
-                let rows = band.chunks(size).zip(energies.chunks_mut(size)).enumerate();
-                for (y, (row, energies)) in rows {
-                    lerp_rows(coarse, cells, taps[i * CELL + y], between);
-                    for ((v, tap), out) in row.iter().zip(taps).zip(energies) {
-                        let mean = lerp(between[tap.low], between[tap.high], tap.weight);
-                        let [r, g, b, source]: [f32; 4] = std::array::from_fn(|c| v[c] - mean[c]);
-                        let difference = luma([r, g, b]);
-                        *out = [difference * difference, source * source];
-                    }
+            || (vec![[0.0; 2]; map], vec![Sums::default(); cells]),
+            |(between, sums), (i, (pixels, (coarse, energy)))| {
+                sums.fill(Sums::default());
+                for (y, pixels) in pixels.chunks(size).enumerate() {
+                    let y = i * CELL + y;
+                    lerp_rows(field, map, taps[y], between);
+                    let v = (y as f32 + 0.5) / size as f32;
+                    add_row(sums, pixels, between, taps, v, low);
                 }
-                block_means(&energies[..band.len()], size, means);
+                for (sums, (coarse, energy)) in sums.iter().zip(coarse.iter_mut().zip(energy)) {
+                    (*coarse, *energy) = sums.bands();
+                }
             },
         );
         self.gate(cells);
@@ -371,50 +345,71 @@ impl Scratch {
     }
 }
 
-/// q and the luma of s for one row of the prediction, at height `v`.
-fn difference_row(
-    difference: &mut [[f32; 4]],
+/// What is summed over a cell, for each channel.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    count: f32,
+    q: [f32; 4],
+    q_squares: [f32; 4],
+    s: [f32; 4],
+    s_squares: [f32; 4],
+}
+
+impl Sums {
+    /// The mean of q, and the energies (variances within the cell, means of r, g, b) of q and s.
+    fn bands(&self) -> ([f32; 4], [f32; 2]) {
+        let mean = |sum: [f32; 4]| sum.map(|sum| sum / self.count);
+        let energy = |sum, squares| {
+            let (mean, squares) = (mean(sum), mean(squares));
+            let [r, g, b, _]: [f32; 4] = std::array::from_fn(|c| squares[c] - mean[c] * mean[c]);
+            // Rounding can make nothing a little less than nothing.
+            ((r + g + b) / 3.0).max(0.0)
+        };
+        (
+            mean(self.q),
+            [
+                energy(self.q, self.q_squares),
+                energy(self.s, self.s_squares),
+            ],
+        )
+    }
+}
+
+/// Adds one row of the prediction, at height `v` of the crop, to the sums of its cells.
+fn add_row(
+    sums: &mut [Sums],
     pixels: &[[u8; 4]],
     field: &[[f32; 2]],
     taps: &[Tap],
     v: f32,
     low: &Window<'_>,
 ) {
-    let (size, side) = (difference.len() as f32, low.width as f32);
-    for (x, ((out, &p), tap)) in difference.iter_mut().zip(pixels).zip(taps).enumerate() {
-        let [dx, dy] = lerp(field[tap.low], field[tap.high], tap.weight);
-        let u = (x as f32 + 0.5) / size;
-        let s = low.bilinear((u + dx) * side - 0.5, (v + dy) * side - 0.5);
-        let p = widen(p);
-        *out = std::array::from_fn(|c| s[c] - p[c]);
-        out[3] = luma([s[0], s[1], s[2]]);
+    let (size, side) = (pixels.len() as f32, low.width as f32);
+    let y = v * side - 0.5;
+    let cells = sums
+        .iter_mut()
+        .zip(pixels.chunks(CELL).zip(taps.chunks(CELL)));
+    for (i, (sums, (pixels, taps))) in cells.enumerate() {
+        let mut cell = *sums;
+        for (x, (&p, tap)) in pixels.iter().zip(taps).enumerate() {
+            let [dx, dy] = lerp(field[tap.low], field[tap.high], tap.weight);
+            let u = ((i * CELL + x) as f32 + 0.5) / size;
+            let s = low.bilinear((u + dx) * side - 0.5, y + dy * side);
+            let p = widen(p);
+            let q: [f32; 4] = std::array::from_fn(|c| s[c] - p[c]);
+            cell.count += 1.0;
+            cell.q = std::array::from_fn(|c| cell.q[c] + q[c]);
+            cell.q_squares = std::array::from_fn(|c| cell.q_squares[c] + q[c] * q[c]);
+            cell.s = std::array::from_fn(|c| cell.s[c] + s[c]);
+            cell.s_squares = std::array::from_fn(|c| cell.s_squares[c] + s[c] * s[c]);
+        }
+        *sums = cell;
     }
 }
 
 /// 1 up to the first number, 0 from the second.
 fn falling((from, to): (f32, f32), value: f32) -> f32 {
     1.0 - smoothstep((value - from) / (to - from))
-}
-
-fn luma([r, g, b]: [f32; 3]) -> f32 {
-    0.299 * r + 0.587 * g + 0.114 * b
-}
-
-/// The mean of `value` over each cell of a band of up to [`CELL`] rows of `size` pixels.
-fn block_means<const N: usize>(band: &[[f32; N]], size: usize, means: &mut [[f32; N]]) {
-    means.fill([0.0; N]);
-    for row in band.chunks(size) {
-        for (mean, cell) in means.iter_mut().zip(row.chunks(CELL)) {
-            for v in cell {
-                *mean = std::array::from_fn(|i| mean[i] + v[i]);
-            }
-        }
-    }
-    let rows = band.len() / size;
-    for (i, mean) in means.iter_mut().enumerate() {
-        let columns = CELL.min(size - i * CELL);
-        *mean = mean.map(|sum| sum / (rows * columns) as f32);
-    }
 }
 
 /// A 3x3 binomial filter, the border going on beyond itself.

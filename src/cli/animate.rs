@@ -75,9 +75,9 @@ pub(super) struct Args {
     /// Softness of the mask's edge, 0 to 1
     #[arg(long, value_name = "F", default_value_t = PasteSettings::default().feather, value_parser = between::<0, 100>, allow_hyphen_values = true)]
     feather: f32,
-    /// Shift the face's colours to meet the photo's at the mask's edge
+    /// Leave the face's colours as generated instead of shifting them to meet the photo's at the mask's edge
     #[arg(long)]
-    colour_match: bool,
+    no_colour_match: bool,
     /// How much of the photo's own fine detail is kept, 0 to 1
     #[arg(long, value_name = "D", default_value_t = 0.5, value_parser = between::<0, 100>, allow_hyphen_values = true)]
     detail: f32,
@@ -206,7 +206,7 @@ fn job(args: &Args) -> Job {
             mode,
             ratio: args.ratio,
             feather: args.feather,
-            colour_match: args.colour_match,
+            colour_match: !args.no_colour_match,
             detail: args.detail,
         },
         compositor: if args.cpu {

@@ -7,9 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Error;
+use crate::geometry::Rect;
 
 /// Longest wait for one frame, far above what a slow software adapter takes.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Side of the shaders' workgroups, their `@workgroup_size`.
+const TILE: u32 = 16;
 
 /// One graphics adapter, for `mimic doctor`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -221,6 +225,18 @@ impl Context {
             entries: &entries,
         })
     }
+}
+
+/// Runs a pipeline once for each pixel of a crop.
+pub(super) fn dispatch(
+    pass: &mut wgpu::ComputePass<'_>,
+    pipeline: &wgpu::ComputePipeline,
+    bindings: &wgpu::BindGroup,
+    crop: Rect,
+) {
+    pass.set_pipeline(pipeline);
+    pass.set_bind_group(0, bindings, &[]);
+    pass.dispatch_workgroups(crop.width().div_ceil(TILE), crop.height().div_ceil(TILE), 1);
 }
 
 fn instance() -> wgpu::Instance {

@@ -4,8 +4,6 @@ use bytemuck::{Pod, Zeroable};
 
 use super::context::Context;
 use super::mask::Mask;
-use super::warp::TILE;
-use crate::geometry::Rect;
 
 const SHADER: &str = include_str!("../../shaders/paste_back.wgsl");
 
@@ -22,7 +20,7 @@ pub(super) struct Uniform {
 
 #[derive(Debug)]
 pub(super) struct PasteBack {
-    pipeline: wgpu::ComputePipeline,
+    pub(super) pipeline: wgpu::ComputePipeline,
 }
 
 impl PasteBack {
@@ -40,17 +38,6 @@ impl PasteBack {
         frame: &wgpu::Buffer,
     ) -> wgpu::BindGroup {
         context.bind("paste_back", &self.pipeline, &[uniform, warped, frame])
-    }
-
-    pub(super) fn dispatch(
-        &self,
-        pass: &mut wgpu::ComputePass<'_>,
-        bindings: &wgpu::BindGroup,
-        crop: Rect,
-    ) {
-        pass.set_pipeline(&self.pipeline);
-        pass.set_bind_group(0, bindings, &[]);
-        pass.dispatch_workgroups(crop.width().div_ceil(TILE), crop.height().div_ceil(TILE), 1);
     }
 }
 

@@ -11,7 +11,7 @@ use image::RgbaImage;
 use wgpu::BufferUsages as Usage;
 
 use super::Error;
-use super::context::Context;
+use super::context::{Context, dispatch};
 use super::mask::Mask;
 use super::paste_back::{self, PasteBack};
 use super::prepare::{Face, Prepared};
@@ -206,8 +206,8 @@ impl Scene {
             });
             for face in faces {
                 if let Some(sized) = &face.sized {
-                    warp.dispatch(&mut pass, &sized.warp_bindings, face.crop);
-                    paste.dispatch(&mut pass, &face.paste_bindings, face.crop);
+                    dispatch(&mut pass, &warp.pipeline, &sized.warp_bindings, face.crop);
+                    dispatch(&mut pass, &paste.pipeline, &face.paste_bindings, face.crop);
                 }
             }
         }

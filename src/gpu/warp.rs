@@ -3,10 +3,6 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::context::Context;
-use crate::geometry::Rect;
-
-/// Side of the shaders' workgroups, `@workgroup_size` in both.
-pub(super) const TILE: u32 = 16;
 
 const SHADER: &str = include_str!("../../shaders/warp.wgsl");
 
@@ -32,7 +28,7 @@ pub(super) struct Bindings<'a> {
 
 #[derive(Debug)]
 pub(super) struct Warp {
-    pipeline: wgpu::ComputePipeline,
+    pub(super) pipeline: wgpu::ComputePipeline,
 }
 
 impl Warp {
@@ -59,17 +55,6 @@ impl Warp {
             &self.pipeline,
             &[uniform, photo, picture, field, warped],
         )
-    }
-
-    pub(super) fn dispatch(
-        &self,
-        pass: &mut wgpu::ComputePass<'_>,
-        bindings: &wgpu::BindGroup,
-        crop: Rect,
-    ) {
-        pass.set_pipeline(&self.pipeline);
-        pass.set_bind_group(0, bindings, &[]);
-        pass.dispatch_workgroups(crop.width().div_ceil(TILE), crop.height().div_ceil(TILE), 1);
     }
 }
 

@@ -43,7 +43,17 @@ pub struct Activated<'a> {
 
 /// A convolution with packed weights, bias and activation fused, on the kernel that suits its size.
 #[derive(Debug)]
-pub enum Conv {
+pub struct Conv {
+    spec: Spec,
+    in_blocks: usize,
+    out_blocks: usize,
+    bias: Buffer,
+    kernel: Kernel,
+    isa: Isa,
+}
+
+#[derive(Debug)]
+enum Kernel {
     /// 3x3 by minimal filtering.
     Winograd(Winograd),
     /// Everything else.
@@ -52,6 +62,9 @@ pub enum Conv {
 
 impl Conv {
     /// Packs `weight` (out, in, k, k) and `bias` (out) for inputs of `size` (before upsampling).
+    ///
+    /// # Panics
+    /// When `weight` has not the length that the others ask for: a fault of the program.
     pub fn new(
         spec: Spec,
         weight: &[f32],
@@ -60,6 +73,12 @@ impl Conv {
         size: Size,
         isa: Isa,
     ) -> Self {
+        let (outs, ins) = (bias.len(), input.count());
+        assert_eq!(
+            weight.len(),
+            outs * ins * spec.kernel * spec.kernel,
+            "weights of {outs} x {ins}, {spec:?}"
+        );
         let side = size.height.min(size.width);
         let form = match (spec.kernel, spec.padding, spec.upsample) {
             (3, 1, true) if side >= 8 => Some(Form::Up),
@@ -67,32 +86,47 @@ impl Conv {
             (3, 0 | 1, false) if side >= 8 => Some(Form::F2),
             _ => None,
         };
-        match form {
-            Some(form) => Self::Winograd(Winograd::new(form, spec, weight, bias, input, isa)),
-            None => Self::Direct(Direct::new(spec, weight, bias, input, isa)),
+        let kernel = match form {
+            Some(form) => {
+                Kernel::Winograd(Winograd::new(form, spec.padding, weight, outs, input, isa))
+            }
+            None => Kernel::Direct(Direct::new(spec, weight, outs, input, isa)),
+        };
+        Self {
+            spec,
+            in_blocks: input.blocks(),
+            out_blocks: outs.div_ceil(BLOCK),
+            bias: Buffer::from_slice(bias),
+            kernel,
+            isa,
         }
     }
 
-    /// Height and width of the output for an input.
+    /// Height and width of the output for an input (before nearest x2).
     pub fn output_size(&self, input: Size, pool: bool) -> Size {
-        match self {
-            Self::Winograd(conv) => conv.output_size(input, pool),
-            Self::Direct(conv) => conv.output_size(input, pool),
+        let side = |n: usize| {
+            let n = if self.spec.upsample { 2 * n } else { n };
+            (n + 2 * self.spec.padding + 1 - self.spec.kernel) / if pool { 2 } else { 1 }
+        };
+        Size {
+            height: side(input.height),
+            width: side(input.width),
         }
     }
 
     /// Name of the kernel, for the benchmark's table.
     pub fn algorithm(&self) -> &'static str {
-        match self {
-            Self::Winograd(conv) => conv.form().name(),
-            Self::Direct(_) => "direct",
+        match &self.kernel {
+            Kernel::Winograd(winograd) => winograd.form().name(),
+            Kernel::Direct(_) => "direct",
         }
     }
 
     /// Convolves the packed `input` of `size` into `output`.
     ///
     /// # Panics
-    /// When a slice has not the length that its size asks for: a fault of the program.
+    /// When a slice has not the length that its size asks for, or the workers run another instruction
+    /// set: faults of the program.
     pub fn run(
         &self,
         workers: &Workers,
@@ -101,11 +135,47 @@ impl Conv {
         output: &mut [f32],
         epilogue: Epilogue<'_>,
     ) {
-        match self {
-            Self::Winograd(conv) => conv.run(workers, input, size, output, epilogue),
-            Self::Direct(conv) => conv.run(workers, input, size, output, epilogue),
+        let pool = epilogue.pool;
+        let (full_size, out_size) = (self.output_size(size, false), self.output_size(size, pool));
+        assert_eq!(
+            workers.isa, self.isa,
+            "weights are packed for the workers' instruction set"
+        );
+        assert_eq!(input.len(), size.values(self.in_blocks), "input of {size:?}");
+        assert_eq!(
+            output.len(),
+            out_size.values(self.out_blocks),
+            "output of {out_size:?}"
+        );
+        let even = full_size.height % 2 + full_size.width % 2 == 0;
+        assert!(
+            !pool || (even && !self.spec.upsample),
+            "pooling halves {full_size:?}"
+        );
+        let maps = Maps {
+            input,
+            size,
+            full_size,
+            pool,
+            sink: Sink::new(output, out_size, &self.bias, self.spec.relu, epilogue),
+        };
+        match &self.kernel {
+            Kernel::Winograd(winograd) => winograd.run(workers, &maps),
+            Kernel::Direct(direct) => direct.run(workers, &maps),
         }
     }
+}
+
+/// What a convolution reads and writes: lengths have been checked against sizes.
+pub(super) struct Maps<'a> {
+    pub(super) input: &'a [f32],
+    /// Of the input.
+    pub(super) size: Size,
+    /// Of the output before pooling.
+    pub(super) full_size: Size,
+    /// Whether the output is the means of 2x2.
+    pub(super) pool: bool,
+    pub(super) sink: Sink,
 }
 
 /// The output of a convolution, taken apart for the kernels; shared by all jobs of a layer.

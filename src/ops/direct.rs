@@ -5,20 +5,19 @@
 //! before the convolution is a matter of which pixel a tap reads.
 
 use super::blocked::{Buffer, Channels, Size};
-use super::conv::{Epilogue, Sink, Spec};
+use super::conv::{Maps, Sink, Spec};
 use super::simd::{BLOCK, Isa, Simd, accumulate, kernel};
 use super::threads::Workers;
 
-/// A direct convolution with packed weights.
+/// A direct convolution's packed weights.
 #[derive(Debug)]
-pub struct Direct {
+pub(super) struct Direct {
     spec: Spec,
     out_blocks: usize,
     /// For each input block, its channels that are not padding.
     fill: Vec<usize>,
     /// `[panel][tap][in channel][panel width]`, padding left out.
     weights: Buffer,
-    bias: Buffer,
     isa: Isa,
 }
 
@@ -26,20 +25,20 @@ pub struct Direct {
 static ZEROS: [f32; BLOCK] = [0.0; BLOCK];
 
 impl Direct {
-    /// Packs `weight` (out, in, k, k) and `bias` (out).
-    pub fn new(spec: Spec, weight: &[f32], bias: &[f32], input: &Channels, isa: Isa) -> Self {
-        let (out, ins) = (bias.len(), input.count());
-        let taps = spec.kernel * spec.kernel;
-        assert_eq!(
-            weight.len(),
-            out * ins * taps,
-            "weights of {out} x {ins} x {taps}"
-        );
-        let out_blocks = out.div_ceil(BLOCK);
+    /// Packs `weight` (outs, in, k, k).
+    pub(super) fn new(
+        spec: Spec,
+        weight: &[f32],
+        outs: usize,
+        input: &Channels,
+        isa: Isa,
+    ) -> Self {
+        let (ins, taps) = (input.count(), spec.kernel * spec.kernel);
+        let out_blocks = outs.div_ceil(BLOCK);
         let width = isa.panel();
         let panels = (out_blocks * BLOCK).div_ceil(width);
         let mut weights = Buffer::zeroed(panels * taps * ins * width);
-        for o in 0..out {
+        for o in 0..outs {
             for channel in 0..ins {
                 for tap in 0..taps {
                     let at = ((o / width * taps + tap) * ins + channel) * width + o % width;
@@ -47,66 +46,19 @@ impl Direct {
                 }
             }
         }
-        let mut padded = Buffer::zeroed(panels * width);
-        padded[..out].copy_from_slice(bias);
         Self {
             spec,
             out_blocks,
             fill: input.fill(),
             weights,
-            bias: padded,
             isa,
         }
     }
 
-    /// The size of the output for an input (before nearest x2).
-    pub fn output_size(&self, input: Size, pool: bool) -> Size {
-        let side = |n: usize| {
-            let n = if self.spec.upsample { 2 * n } else { n };
-            (n + 2 * self.spec.padding + 1 - self.spec.kernel) / if pool { 2 } else { 1 }
-        };
-        Size {
-            height: side(input.height),
-            width: side(input.width),
-        }
-    }
-
-    /// Convolves the packed `input` of `size` into `output`.
-    ///
-    /// # Panics
-    /// When a slice has not the length that its size asks for: a fault of the program.
-    pub fn run(
-        &self,
-        workers: &Workers,
-        input: &[f32],
-        size: Size,
-        output: &mut [f32],
-        epilogue: Epilogue<'_>,
-    ) {
-        let out_size = self.output_size(size, false);
-        assert_eq!(
-            workers.isa, self.isa,
-            "weights are packed for the workers' instruction set"
-        );
-        assert_eq!(
-            input.len(),
-            size.values(self.fill.len()),
-            "input of {size:?}"
-        );
-        assert_eq!(
-            output.len(),
-            self.output_size(size, epilogue.pool)
-                .values(self.out_blocks),
-            "output of {out_size:?}"
-        );
-        assert!(!epilogue.pool || out_size.height % 2 + out_size.width % 2 == 0);
-        // Pooling takes the pixels in the order of their 2x2 cells, so that a cell is finished at once.
-        let pool = epilogue.pool;
-        let sink_size = self.output_size(size, pool);
-        let sink = Sink::new(output, sink_size, &self.bias, self.spec.relu, epilogue);
+    pub(super) fn run(&self, workers: &Workers, maps: &Maps<'_>) {
         let width = self.isa.panel();
         let panels = (self.out_blocks * BLOCK).div_ceil(width);
-        let pixels = out_size.pixels();
+        let pixels = maps.full_size.pixels();
         // Enough jobs to share; each at least some register tiles long. Small maps with many channels
         // are bound by their weights: there a job is a panel, and every weight is read once.
         let runs = if panels >= 2 * workers.threads() && pixels <= 256 {
@@ -116,23 +68,23 @@ impl Direct {
         };
         let run = pixels.div_ceil(runs).next_multiple_of(12);
         let runs = pixels.div_ceil(run);
+        let ins: usize = self.fill.iter().sum();
         workers.each(runs * panels, |job| {
             let (panel, first) = (job % panels, job / panels * run);
-            let ins: usize = self.fill.iter().sum();
             let task = Task {
-                input: input.as_ptr(),
-                size,
-                out_size,
+                input: maps.input.as_ptr(),
+                size: maps.size,
+                out_size: maps.full_size,
                 spec: self.spec,
                 fill: &self.fill,
                 weights: self.weights[panel * self.spec.kernel.pow(2) * ins * width..].as_ptr(),
                 lanes: panel * width..(panel * width + width).min(self.out_blocks * BLOCK),
-                pool,
-                sink,
+                pool: maps.pool,
+                sink: maps.sink,
                 first,
                 end: (first + run).min(pixels),
             };
-            // SAFETY: lengths were checked above; a job writes its own channels of its own pixels.
+            // SAFETY: lengths were checked; a job writes its own channels of its own pixels.
             unsafe { direct(self.isa, &task) };
         });
     }
@@ -155,7 +107,8 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// The output pixel at a place of the order in which they are computed.
+    /// The output pixel at a place of the order in which they are computed: 2x2 cells one after another
+    /// when they are pooled, so that a cell is finished at once.
     #[inline(always)]
     fn pixel(&self, at: usize) -> (usize, usize) {
         if self.pool {

@@ -2,7 +2,7 @@
 //!
 //! Two families. The ops of the candle networks take and give candle tensors: [`grid_sample`],
 //! [`resample`], [`batch_norm`] and [`matrix`]. The ops of the CPU engine work on the packed layout of
-//! [`blocked`]: [`conv`] chooses between [`winograd`] and [`direct`], beside it [`depthwise`], [`thin`],
+//! [`blocked`]: [`conv`] chooses between minimal filtering and direct sums, beside it [`depthwise`], [`thin`],
 //! [`warp`] and [`activation`], on [`threads`] and the vector units of [`simd`].
 //!
 //! Every op has a plain reference, which its tests compare it with.
@@ -21,7 +21,7 @@ pub mod batch_norm;
 pub mod blocked;
 pub mod conv;
 pub mod depthwise;
-pub mod direct;
+mod direct;
 pub mod grid_sample;
 pub mod matrix;
 #[cfg(test)]
@@ -31,4 +31,4 @@ pub mod simd;
 pub mod thin;
 pub mod threads;
 pub mod warp;
-pub mod winograd;
+mod winograd;

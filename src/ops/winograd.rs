@@ -14,13 +14,13 @@
 //! with bias, activation, residual, pooling.
 
 use super::blocked::{Buffer, Channels, Size};
-use super::conv::{Epilogue, Sink, Spec};
+use super::conv::{Maps, Sink};
 use super::simd::{BLOCK, Isa, Simd, accumulate, kernel};
 use super::threads::Workers;
 
 /// Which minimal filtering a layer uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(super) enum Form {
     /// F(4, 3).
     F4,
     /// F(2, 3).
@@ -48,7 +48,7 @@ impl Form {
     }
 
     /// For the benchmark's table.
-    pub const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::F4 => "F(4,3)",
             Self::F2 => "F(2,3)",
@@ -61,17 +61,15 @@ impl Form {
     }
 }
 
-/// A 3x3 convolution (padding 0 or 1) with its weights transformed and packed.
+/// The transformed and packed weights of a 3x3 convolution, padding 0 or 1.
 #[derive(Debug)]
-pub struct Winograd {
+pub(super) struct Winograd {
     form: Form,
     padding: usize,
     in_blocks: usize,
     out_blocks: usize,
     /// `[frequency][panel][in channel][panel width]`.
     weights: Buffer,
-    bias: Buffer,
-    relu: bool,
     isa: Isa,
 }
 
@@ -79,28 +77,21 @@ pub struct Winograd {
 const JOB_TILES: usize = 24;
 
 impl Winograd {
-    /// Transforms `weight` (out, in, 3, 3) and `bias` (out), in f64.
-    pub fn new(
+    /// Transforms `weight` (outs, in, 3, 3), in f64.
+    pub(super) fn new(
         form: Form,
-        spec: Spec,
+        padding: usize,
         weight: &[f32],
-        bias: &[f32],
+        outs: usize,
         input: &Channels,
         isa: Isa,
     ) -> Self {
-        assert!(spec.kernel == 3 && spec.padding <= 1 && spec.upsample == (form == Form::Up));
         assert!(
-            spec.padding == 1 || form != Form::Up,
+            padding == 1 || (padding == 0 && form != Form::Up),
             "windows of the folded form begin outside"
         );
-        let out = bias.len();
         let ins = input.count();
-        assert_eq!(
-            weight.len(),
-            out * ins * 9,
-            "weights of {out} x {ins} x 3 x 3"
-        );
-        let out_blocks = out.div_ceil(BLOCK);
+        let out_blocks = outs.div_ceil(BLOCK);
         let alpha = form.alpha();
         let depth = input.blocks() * BLOCK;
         let width = isa.panel();
@@ -108,7 +99,7 @@ impl Winograd {
         let mut weights = Buffer::zeroed(alpha * alpha * depth * columns);
         let places = input.places();
         let taps = taps(form);
-        for o in 0..out {
+        for o in 0..outs {
             for (k, channel) in places.iter().enumerate() {
                 let Some(channel) = channel else { continue };
                 let kernel = &weight[(o * ins + channel) * 9..][..9];
@@ -132,68 +123,20 @@ impl Winograd {
         }
         Self {
             form,
-            padding: spec.padding,
+            padding,
             in_blocks: input.blocks(),
             out_blocks,
             weights,
-            bias: Buffer::from_slice(bias),
-            relu: spec.relu,
             isa,
         }
     }
 
-    /// Which minimal filtering it uses.
-    pub fn form(&self) -> Form {
+    pub(super) fn form(&self) -> Form {
         self.form
     }
 
-    /// The size of the output for an input.
-    pub fn output_size(&self, input: Size, pool: bool) -> Size {
-        let side = |n: usize| match self.form {
-            Form::Up => 2 * n,
-            Form::F4 | Form::F2 => (n + 2 * self.padding - 2) / if pool { 2 } else { 1 },
-        };
-        Size {
-            height: side(input.height),
-            width: side(input.width),
-        }
-    }
-
-    /// Convolves the packed `input` of `size` into `output`.
-    ///
-    /// # Panics
-    /// When a slice has not the length that its size asks for: a fault of the program.
-    pub fn run(
-        &self,
-        workers: &Workers,
-        input: &[f32],
-        size: Size,
-        output: &mut [f32],
-        epilogue: Epilogue<'_>,
-    ) {
-        let out_size = self.output_size(size, epilogue.pool);
-        assert_eq!(
-            workers.isa, self.isa,
-            "weights are packed for the workers' instruction set"
-        );
-        assert_eq!(
-            input.len(),
-            size.values(self.in_blocks),
-            "input of {size:?}"
-        );
-        assert_eq!(
-            output.len(),
-            out_size.values(self.out_blocks),
-            "output of {out_size:?}"
-        );
-        let full_size = self.output_size(size, false);
-        let even = full_size.height % 2 + full_size.width % 2 == 0;
-        assert!(
-            !epilogue.pool || (even && self.form != Form::Up),
-            "pooling halves"
-        );
-        let pool = epilogue.pool;
-        let sink = Sink::new(output, out_size, &self.bias, self.relu, epilogue);
+    pub(super) fn run(&self, workers: &Workers, maps: &Maps<'_>) {
+        let (size, full_size) = (maps.size, maps.full_size);
         let step = self.form.step();
         // Window positions in each direction; the folded form has one more than the small map has pixels.
         let Size { height, width } = match self.form {
@@ -224,7 +167,7 @@ impl Winograd {
                 let first = job * run;
                 let (v, m) = scratch.split_at_mut(frequencies * v_stride);
                 let task = Task {
-                    input: input.as_ptr(),
+                    input: maps.input.as_ptr(),
                     size,
                     full_size,
                     padding: self.padding,
@@ -232,8 +175,8 @@ impl Winograd {
                     out_blocks: self.out_blocks,
                     columns,
                     weights: self.weights.as_ptr(),
-                    pool,
-                    sink,
+                    pool: maps.pool,
+                    sink: maps.sink,
                     frequencies,
                     tiles_x,
                     first,
@@ -243,7 +186,7 @@ impl Winograd {
                     m: m.as_mut_ptr(),
                     m_stride,
                 };
-                // SAFETY: lengths were checked above; a job writes the output pixels of its own tiles.
+                // SAFETY: lengths were checked; a job writes the output pixels of its own tiles.
                 unsafe {
                     match self.form {
                         Form::F4 => input_f4(self.isa, &task),

@@ -10,7 +10,7 @@ use candle_nn::{VarBuilder, ops};
 use super::blocks::Head;
 use super::config::ModelConfig;
 use super::coordinate_grid;
-use super::hourglass::Hourglass;
+use super::hourglass::{Hourglass, Shape};
 use super::keypoint_detector::KeypointTensors;
 use crate::ops::grid_sample::{Padding, grid_sample};
 use crate::ops::matrix::inverse_2x2;
@@ -44,8 +44,8 @@ impl DenseMotion {
     pub fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
         let motion = &config.generator.dense_motion;
         let mobile = config.generator.mobile;
-        let c_in = (config.num_kp + 1) * (config.num_channels + 1);
-        let features = motion.block_expansion + c_in;
+        let shape = Shape::of_motion(config);
+        let features = shape.c_out();
         let occlusion = if config.generator.estimate_occlusion_map {
             Some(Head::new(features, 1, mobile, vb.pp("occlusion"))?)
         } else {
@@ -53,14 +53,7 @@ impl DenseMotion {
         };
         Ok(Self {
             down: super::reduction(motion.factor(), mobile, vb.device())?,
-            hourglass: Hourglass::new(
-                c_in,
-                motion.block_expansion,
-                motion.max_features,
-                motion.num_blocks,
-                mobile,
-                vb.pp("hourglass"),
-            )?,
+            hourglass: Hourglass::new(shape, vb.pp("hourglass"))?,
             mask: Head::new(features, config.num_kp + 1, mobile, vb.pp("mask"))?,
             occlusion,
             kp_variance: motion.kp_variance,

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
+use super::ModelConfig;
 use super::blocks::{DownBlock, UpBlock};
 
 /// Encoder and decoder with skip connections.
@@ -14,25 +15,20 @@ pub struct Hourglass {
 
 impl Hourglass {
     /// Reads `encoder.down_blocks.N` and `decoder.up_blocks.N`. What comes out has
-    /// `block_expansion + c_in` features.
-    pub fn new(
-        c_in: usize,
-        block_expansion: usize,
-        max_features: usize,
-        num_blocks: usize,
-        mobile: bool,
-        vb: VarBuilder,
-    ) -> Result<Self> {
+    /// [`Shape::c_out`] features.
+    pub fn new(shape: Shape, vb: VarBuilder) -> Result<Self> {
         let (down, up) = (vb.pp("encoder.down_blocks"), vb.pp("decoder.up_blocks"));
-        let down_blocks = encoder_widths(c_in, block_expansion, max_features, num_blocks)
+        let down_blocks = shape
+            .encoder_widths()
             .into_iter()
             .enumerate()
-            .map(|(i, (from, to))| DownBlock::new(from, to, mobile, down.pp(i)))
+            .map(|(i, (from, to))| DownBlock::new(from, to, shape.mobile, down.pp(i)))
             .collect::<Result<_>>()?;
-        let up_blocks = decoder_widths(block_expansion, max_features, num_blocks)
+        let up_blocks = shape
+            .decoder_widths()
             .into_iter()
             .enumerate()
-            .map(|(i, (from, to))| UpBlock::new(from, to, mobile, up.pp(i)))
+            .map(|(i, (from, to))| UpBlock::new(from, to, shape.mobile, up.pp(i)))
             .collect::<Result<_>>()?;
         Ok(Self {
             down_blocks,
@@ -40,7 +36,7 @@ impl Hourglass {
         })
     }
 
-    /// (b, c_in, h, w) to (b, block_expansion + c_in, h, w); h and w are multiples of
+    /// (b, c_in, h, w) to (b, c_out, h, w); h and w are multiples of
     /// 2^num_blocks.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut skips = Vec::with_capacity(self.down_blocks.len());
@@ -63,30 +59,72 @@ pub fn width(block_expansion: usize, max_features: usize, level: usize) -> usize
         .min(max_features)
 }
 
-/// Features into and out of each down block, first to last.
-pub fn encoder_widths(
-    c_in: usize,
-    block_expansion: usize,
-    max_features: usize,
-    num_blocks: usize,
-) -> Vec<(usize, usize)> {
-    let width = |level| width(block_expansion, max_features, level);
-    (0..num_blocks)
-        .map(|i| (if i == 0 { c_in } else { width(i) }, width(i + 1)))
-        .collect()
+/// How deep and wide an hourglass is.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Channels of its input.
+    pub c_in: usize,
+    /// Features at full size.
+    pub block_expansion: usize,
+    /// Most features anywhere.
+    pub max_features: usize,
+    /// How often it halves the picture.
+    pub num_blocks: usize,
+    /// Depthwise convolutions.
+    pub mobile: bool,
 }
 
-/// Features into and out of each up block, first (the smallest picture) to last.
-pub fn decoder_widths(
-    block_expansion: usize,
-    max_features: usize,
-    num_blocks: usize,
-) -> Vec<(usize, usize)> {
-    let width = |level| width(block_expansion, max_features, level);
-    // All but the first get as many features again from the encoder.
-    let shares = |level| if level + 1 == num_blocks { 1 } else { 2 };
-    (0..num_blocks)
-        .rev()
-        .map(|i| (shares(i) * width(i + 1), width(i)))
-        .collect()
+impl Shape {
+    /// The keypoint detector's.
+    pub fn of_keypoints(config: &ModelConfig) -> Self {
+        let kp = &config.kp;
+        Self {
+            c_in: config.num_channels,
+            block_expansion: kp.block_expansion,
+            max_features: kp.max_features,
+            num_blocks: kp.num_blocks,
+            mobile: kp.mobile,
+        }
+    }
+
+    /// Dense motion's: for the background and each keypoint a heatmap and the moved source.
+    pub fn of_motion(config: &ModelConfig) -> Self {
+        let motion = &config.generator.dense_motion;
+        Self {
+            c_in: (config.num_kp + 1) * (config.num_channels + 1),
+            block_expansion: motion.block_expansion,
+            max_features: motion.max_features,
+            num_blocks: motion.num_blocks,
+            mobile: config.generator.mobile,
+        }
+    }
+
+    /// Features that come out: the last up block's and the input's.
+    pub fn c_out(&self) -> usize {
+        self.block_expansion + self.c_in
+    }
+
+    /// Features into and out of each down block, first to last.
+    pub fn encoder_widths(&self) -> Vec<(usize, usize)> {
+        (0..self.num_blocks)
+            .map(|i| {
+                let from = if i == 0 { self.c_in } else { self.width(i) };
+                (from, self.width(i + 1))
+            })
+            .collect()
+    }
+
+    /// Features into and out of each up block, first (the smallest picture) to last.
+    pub fn decoder_widths(&self) -> Vec<(usize, usize)> {
+        // All but the first get as many features again from the encoder.
+        let shares = |level| if level + 1 == self.num_blocks { 1 } else { 2 };
+        (0..self.num_blocks)
+            .rev()
+            .map(|i| (shares(i) * self.width(i + 1), self.width(i)))
+            .collect()
+    }
+
+    fn width(&self, level: usize) -> usize {
+        width(self.block_expansion, self.max_features, level)
+    }
 }

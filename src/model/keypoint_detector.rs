@@ -9,7 +9,7 @@ use candle_nn::{VarBuilder, ops};
 use super::blocks::Head;
 use super::config::ModelConfig;
 use super::coordinate_grid;
-use super::hourglass::Hourglass;
+use super::hourglass::{Hourglass, Shape};
 use crate::ops::resample::AntiAlias;
 
 /// Keypoints of a batch of pictures.
@@ -37,15 +37,9 @@ impl KeypointDetector {
     /// Reads the tensors of a checkpoint under `kp_detector`.
     pub fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
         let kp = &config.kp;
-        let predictor = Hourglass::new(
-            config.num_channels,
-            kp.block_expansion,
-            kp.max_features,
-            kp.num_blocks,
-            kp.mobile,
-            vb.pp("predictor"),
-        )?;
-        let features = kp.block_expansion + config.num_channels;
+        let shape = Shape::of_keypoints(config);
+        let predictor = Hourglass::new(shape, vb.pp("predictor"))?;
+        let features = shape.c_out();
         let head =
             |c_out, name| Head::for_keypoints(features, c_out, kp.pad, kp.mobile, vb.pp(name));
         let maps = if kp.single_jacobian_map {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::config::ModelConfig;
-use super::hourglass;
+use super::hourglass::Shape;
 
 impl ModelConfig {
     /// Name and shape of every tensor of the keypoint detector (`kp_detector.`) and the generator
@@ -21,14 +21,7 @@ impl ModelConfig {
 
     fn list_keypoint_detector(&self, list: &mut List) {
         let kp = &self.kp;
-        let features = list.hourglass(
-            "kp_detector.predictor",
-            self.num_channels,
-            kp.block_expansion,
-            kp.max_features,
-            kp.num_blocks,
-            kp.mobile,
-        );
+        let features = list.hourglass("kp_detector.predictor", Shape::of_keypoints(self));
         let places = if kp.mobile { &[0, 1, 2][..] } else { &[] };
         list.head("kp_detector.kp", features, self.num_kp, places);
         if self.estimate_jacobian {
@@ -42,16 +35,8 @@ impl ModelConfig {
     }
 
     fn list_dense_motion(&self, list: &mut List) {
-        let motion = &self.generator.dense_motion;
         let prefix = "generator.dense_motion_network";
-        let features = list.hourglass(
-            &format!("{prefix}.hourglass"),
-            (self.num_kp + 1) * (self.num_channels + 1),
-            motion.block_expansion,
-            motion.max_features,
-            motion.num_blocks,
-            self.generator.mobile,
-        );
+        let features = list.hourglass(&format!("{prefix}.hourglass"), Shape::of_motion(self));
         let places = if self.generator.mobile {
             &[0, 2, 4][..]
         } else {
@@ -184,33 +169,16 @@ impl List {
     }
 
     /// Gives back the number of features that come out.
-    fn hourglass(
-        &mut self,
-        prefix: &str,
-        c_in: usize,
-        expansion: usize,
-        max_features: usize,
-        depth: usize,
-        mobile: bool,
-    ) -> usize {
-        for (i, (from, to)) in hourglass::encoder_widths(c_in, expansion, max_features, depth)
-            .into_iter()
-            .enumerate()
-        {
-            self.block(
-                &format!("{prefix}.encoder.down_blocks.{i}"),
-                from,
-                to,
-                mobile,
-            );
+    fn hourglass(&mut self, prefix: &str, shape: Shape) -> usize {
+        for (part, widths) in [
+            ("encoder.down_blocks", shape.encoder_widths()),
+            ("decoder.up_blocks", shape.decoder_widths()),
+        ] {
+            for (i, (from, to)) in widths.into_iter().enumerate() {
+                self.block(&format!("{prefix}.{part}.{i}"), from, to, shape.mobile);
+            }
         }
-        for (i, (from, to)) in hourglass::decoder_widths(expansion, max_features, depth)
-            .into_iter()
-            .enumerate()
-        {
-            self.block(&format!("{prefix}.decoder.up_blocks.{i}"), from, to, mobile);
-        }
-        expansion + c_in
+        shape.c_out()
     }
 }
 

@@ -141,7 +141,11 @@ impl Conv {
             workers.isa, self.isa,
             "weights are packed for the workers' instruction set"
         );
-        assert_eq!(input.len(), size.values(self.in_blocks), "input of {size:?}");
+        assert_eq!(
+            input.len(),
+            size.values(self.in_blocks),
+            "input of {size:?}"
+        );
         assert_eq!(
             output.len(),
             out_size.values(self.out_blocks),

@@ -26,13 +26,7 @@ static ZEROS: [f32; BLOCK] = [0.0; BLOCK];
 
 impl Direct {
     /// Packs `weight` (outs, in, k, k).
-    pub(super) fn new(
-        spec: Spec,
-        weight: &[f32],
-        outs: usize,
-        input: &Channels,
-        isa: Isa,
-    ) -> Self {
+    pub(super) fn new(spec: Spec, weight: &[f32], outs: usize, input: &Channels, isa: Isa) -> Self {
         let (ins, taps) = (input.count(), spec.kernel * spec.kernel);
         let out_blocks = outs.div_ceil(BLOCK);
         let width = isa.panel();

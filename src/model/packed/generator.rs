@@ -1,7 +1,7 @@
 //! The occlusion-aware generator of the packed engine (paper section 3.2).
 
 use super::keypoints::position;
-use super::layers::{DepthwiseLayer, Layer, Step, Weights};
+use super::layers::{Chain, DepthwiseLayer, Layer, Map, Stage, Step, Way, Weights};
 use super::motion::{DenseMotion, Flow};
 use super::picture;
 use crate::model::border::{blurred, inside};
@@ -30,7 +30,7 @@ pub(super) struct Generator {
     first: Vec<Layer>,
     down: Vec<Step>,
     bottleneck: Vec<ResBlock>,
-    up: Vec<(Step, Buffer)>,
+    up: Chain<Step>,
     last: Last,
     /// Of the bottleneck.
     size: Size,
@@ -49,85 +49,60 @@ pub(super) struct Generator {
 }
 
 impl Generator {
-    pub(super) fn new(
-        config: &ModelConfig,
-        weights: &Weights<'_>,
-        workers: &Workers,
-    ) -> candle_core::Result<Self> {
+    pub(super) fn new(config: &ModelConfig, weights: &Weights<'_>) -> candle_core::Result<Self> {
         let generator = &config.generator;
         let (mobile, levels) = (generator.mobile, generator.num_down_blocks);
         let full = Size::square(config.image_size as usize);
-        let (first_kernel, first_outs) = match mobile {
-            true => (
-                3,
-                vec![config.num_channels, config.num_channels, generator.width(0)],
-            ),
-            false => (7, vec![generator.width(0)]),
+        let (weights_of_first, kernel, widths) = match mobile {
+            true => {
+                let widths = vec![config.num_channels, config.num_channels, generator.width(0)];
+                let weights = |i| weights.at("first").at(i);
+                ((0..3).map(weights).collect(), 3, widths)
+            }
+            false => (vec![weights.at("first")], 7, vec![generator.width(0)]),
+        };
+        let mut map = Map {
+            channels: Channels::new(config.num_channels),
+            size: full,
         };
         let mut first: Vec<Layer> = Vec::new();
-        let mut channels = Channels::new(config.num_channels);
-        for (i, &out) in first_outs.iter().enumerate() {
-            let weights = if mobile {
-                weights.at("first").at(i)
-            } else {
-                weights.at("first")
-            };
+        for (weights, out) in weights_of_first.iter().zip(widths) {
             let spec = Spec {
-                kernel: first_kernel,
-                padding: first_kernel / 2,
+                kernel,
+                padding: kernel / 2,
                 upsample: false,
                 relu: true,
             };
-            let layer = Layer::normed(
-                &weights,
-                ("conv", "norm"),
-                out,
-                spec,
-                &channels,
-                full,
-                workers,
-            )?;
-            channels = layer.out.clone();
+            let layer = Layer::normed(weights, ("conv", "norm"), out, spec, &map)?;
+            map = Stage::out(&layer);
             first.push(layer);
         }
-        let (mut down, mut size): (Vec<Step>, _) = (Vec::new(), full);
-        for i in 0..levels {
-            let weights = weights.at("down_blocks").at(i);
-            let step = Step::down(
-                &weights,
-                generator.width(i + 1),
-                mobile,
-                &channels,
-                size,
-                workers,
-            )?;
-            channels = step.out().clone();
-            size = step.output_size();
-            down.push(step);
-        }
+        let steps = |way, part: &str, width: &dyn Fn(usize) -> usize, map: &mut Map| {
+            (0..levels)
+                .map(|i| {
+                    let weights = weights.at(part).at(i);
+                    let step = Step::new(way, &weights, width(i), mobile, map)?;
+                    *map = step.out();
+                    Ok(step)
+                })
+                .collect::<candle_core::Result<Vec<Step>>>()
+        };
+        let down = steps(
+            Way::Down,
+            "down_blocks",
+            &|i| generator.width(i + 1),
+            &mut map,
+        )?;
+        let Map { channels, size } = map.clone();
         let bottleneck = (0..generator.num_bottleneck_blocks)
             .map(|i| {
                 let weights = weights.at("bottleneck").at(format!("r{i}"));
-                ResBlock::new(&weights, mobile, &channels, size, workers)
+                ResBlock::new(&weights, mobile, &map)
             })
             .collect::<candle_core::Result<_>>()?;
-        let (mut up, mut from, mut at): (Vec<(Step, Buffer)>, _, _) =
-            (Vec::new(), channels.clone(), size);
-        for i in 0..levels {
-            let weights = weights.at("up_blocks").at(i);
-            let step = Step::up(
-                &weights,
-                generator.width(levels - i - 1),
-                mobile,
-                &from,
-                at,
-                workers,
-            )?;
-            from = step.out().clone();
-            at = step.output_size();
-            let buffer = Buffer::zeroed(step.output_len());
-            up.push((step, buffer));
-        }
+        let stream = Buffer::zeroed(map.len());
+        let width = |i| generator.width(levels - i - 1);
+        let up = steps(Way::Up, "up_blocks", &width, &mut map)?;
         let paddle = config.border == Border::PaddleGan;
         let product = |soften: fn(&[f64]) -> Vec<f64>| -> Vec<f32> {
             let (rows, columns) = (soften(&inside(size.height)), soften(&inside(size.width)));
@@ -135,14 +110,13 @@ impl Generator {
                 .flat_map(|row| columns.iter().map(move |column| (row * column) as f32))
                 .collect()
         };
-        let stream = Buffer::zeroed(size.values(channels.blocks()));
         Ok(Self {
-            motion: DenseMotion::new(config, &weights.at("dense_motion_network"), workers)?,
+            motion: DenseMotion::new(config, &weights.at("dense_motion_network"))?,
             first,
             down,
             bottleneck,
-            up,
-            last: Last::new(&weights.at("final"), config, &from, at, workers)?,
+            up: Chain::new(up),
+            last: Last::new(&weights.at("final"), config, &map)?,
             taps: vec![Tap::default(); size.pixels()],
             moves: paddle.then(|| product(blurred)),
             hides: (paddle && !mobile).then(|| product(|line| line.to_vec())),
@@ -158,15 +132,11 @@ impl Generator {
     /// `rgba` is a square picture of the model's size.
     pub(super) fn encode(&mut self, workers: &Workers, rgba: &[u8]) -> SourceFeatures {
         let mut map = picture::packed(rgba);
-        for layer in &self.first {
-            let mut out = Buffer::zeroed(layer.output_len(false));
-            layer.run(workers, &map, &mut out, Epilogue::default());
-            map = out;
+        for layer in &mut self.first {
+            map = layer.run_once(workers, &map);
         }
         for step in &mut self.down {
-            let mut out = Buffer::zeroed(step.output_len());
-            step.run(workers, &map, &mut out);
-            map = out;
+            map = step.run_once(workers, &map);
         }
         SourceFeatures {
             features: map,
@@ -216,19 +186,8 @@ impl Generator {
             let next = rest.first();
             done[i].run(workers, &mut self.stream, &mut self.activated, next);
         }
-        for i in 0..self.up.len() {
-            let (before, rest) = self.up.split_at_mut(i);
-            let from = before
-                .last()
-                .map_or(&self.stream[..], |(_, buffer)| &buffer[..]);
-            let (step, out) = &mut rest[0];
-            step.run(workers, from, out);
-        }
-        let from = self
-            .up
-            .last()
-            .map_or(&self.stream[..], |(_, buffer)| &buffer[..]);
-        self.last.run(workers, from, &mut self.prediction);
+        let decoded = self.up.run(workers, &self.stream);
+        self.last.run(workers, decoded, &mut self.prediction);
         workers.meter.time("generator sigmoid", "vector", 0, || {
             workers.rows(&mut self.prediction, 4096, |_, row| {
                 sigmoid(workers.isa, row);
@@ -268,67 +227,40 @@ fn resized(flow: &[Flow], from: Size, to: Size, y: usize, x: usize) -> Flow {
 struct ResBlock {
     scale: Buffer,
     shift: Buffer,
-    enter: Layer,
+    enter: Chain<Layer>,
     /// The mobile form's filter between the two.
-    depthwise: Option<(DepthwiseLayer, Buffer)>,
+    depthwise: Option<DepthwiseLayer>,
     leave: Layer,
-    inner: Buffer,
 }
 
 impl ResBlock {
-    fn new(
-        weights: &Weights<'_>,
-        mobile: bool,
-        channels: &Channels,
-        size: Size,
-        workers: &Workers,
-    ) -> candle_core::Result<Self> {
-        let (scale, shift) = weights.at("norm1").norm(channels.count())?;
+    fn new(weights: &Weights<'_>, mobile: bool, map: &Map) -> candle_core::Result<Self> {
+        let count = map.channels.count();
+        let (scale, shift) = weights.at("norm1").norm(count)?;
         let spec = |kernel: usize, relu| Spec {
             kernel,
             padding: kernel / 2,
             upsample: false,
             relu,
         };
-        let count = channels.count();
         let (enter, depthwise, leave) = if mobile {
-            let pw = ("conv_pw", "norm_pw");
-            let wide = Layer::normed(
-                weights,
-                pw,
-                2 * count,
-                spec(1, false),
-                channels,
-                size,
-                workers,
-            )?;
-            let dw = ("conv_dw", "norm_dw");
-            let filter = DepthwiseLayer::normed(weights, dw, &wide.out, false, size, workers)?;
-            let linear = ("conv_pw_linear", "norm_pw_linear");
-            let narrow = Layer::normed(
-                weights,
-                linear,
-                count,
-                spec(1, false),
-                &wide.out,
-                size,
-                workers,
-            )?;
-            let between = Buffer::zeroed(wide.output_len(false));
-            (wide, Some((filter, between)), narrow)
+            let norms = ("conv_pw", "norm_pw");
+            let enter = Layer::normed(weights, norms, 2 * count, spec(1, false), map)?;
+            let wide = Stage::out(&enter);
+            let filter = DepthwiseLayer::normed(weights, ("conv_dw", "norm_dw"), false, &wide)?;
+            let norms = ("conv_pw_linear", "norm_pw_linear");
+            let leave = Layer::normed(weights, norms, count, spec(1, false), &wide)?;
+            (enter, Some(filter), leave)
         } else {
-            let norm = ("conv1", "norm2");
-            let enter =
-                Layer::normed(weights, norm, count, spec(3, true), channels, size, workers)?;
-            let conv2 = weights.at("conv2");
-            let leave = Layer::plain(&conv2, count, spec(3, false), channels, size, workers)?;
+            let norms = ("conv1", "norm2");
+            let enter = Layer::normed(weights, norms, count, spec(3, true), map)?;
+            let leave = Layer::plain(&weights.at("conv2"), count, spec(3, false), map)?;
             (enter, None, leave)
         };
         Ok(Self {
             scale: Buffer::from_slice(&scale),
             shift: Buffer::from_slice(&shift),
-            inner: Buffer::zeroed(enter.output_len(false)),
-            enter,
+            enter: Chain::new(vec![enter]),
             depthwise,
             leave,
         })
@@ -351,17 +283,13 @@ impl ResBlock {
         activated: &mut [f32],
         next: Option<&Self>,
     ) {
-        self.enter
-            .run(workers, activated, &mut self.inner, Epilogue::default());
+        self.enter.run(workers, activated);
         let inner = match &mut self.depthwise {
-            None => &self.inner,
-            Some((depthwise, between)) => {
-                depthwise.run(workers, &self.inner, between);
-                between
-            }
+            None => self.enter.last(),
+            Some(depthwise) => depthwise.run(workers, self.enter.last()),
         };
         let activated = next.map(|block| block.opening(activated));
-        self.leave.run(
+        self.leave.run_with(
             workers,
             inner,
             stream,
@@ -377,65 +305,40 @@ impl ResBlock {
 /// The last layers: 7x7 to three channels, or in the mobile form three of 3x3.
 #[derive(Debug)]
 struct Last {
-    before: Vec<(Layer, Buffer)>,
+    before: Chain<Layer>,
     thin: Thin,
     size: Size,
     flops: usize,
 }
 
 impl Last {
-    fn new(
-        weights: &Weights<'_>,
-        config: &ModelConfig,
-        input: &Channels,
-        size: Size,
-        workers: &Workers,
-    ) -> candle_core::Result<Self> {
-        let mobile = config.generator.mobile;
-        let mut before = Vec::new();
-        if mobile {
-            for name in ["0", "2"] {
-                let spec = Spec {
-                    kernel: 3,
-                    padding: 1,
-                    upsample: false,
-                    relu: true,
-                };
-                let layer =
-                    Layer::plain(&weights.at(name), input.count(), spec, input, size, workers)?;
-                let buffer = Buffer::zeroed(layer.output_len(false));
-                before.push((layer, buffer));
-            }
-        }
-        let kernel = if mobile { 3 } else { 7 };
-        let weights = if mobile {
-            weights.at("4")
-        } else {
-            weights.clone()
+    fn new(weights: &Weights<'_>, config: &ModelConfig, input: &Map) -> candle_core::Result<Self> {
+        let channels = input.channels.count();
+        let (kernel, before, last) = match config.generator.mobile {
+            true => (3, &["0", "2"][..], weights.at("4")),
+            false => (7, &[][..], weights.clone()),
         };
-        let (weight, bias) = weights.conv(config.num_channels, input.count() * kernel * kernel)?;
-        let spec = Spec {
+        let spec = |relu| Spec {
             kernel,
             padding: kernel / 2,
             upsample: false,
-            relu: false,
+            relu,
         };
+        let before = before
+            .iter()
+            .map(|name| Layer::plain(&weights.at(name), channels, spec(true), input))
+            .collect::<candle_core::Result<_>>()?;
+        let (weight, bias) = last.conv(config.num_channels, channels * kernel * kernel)?;
         Ok(Self {
-            before,
-            thin: Thin::new(spec, &weight, &bias, input, workers.isa),
-            size,
-            flops: 2 * weight.len() * size.pixels(),
+            before: Chain::new(before),
+            thin: Thin::new(spec(false), &weight, &bias, &input.channels, weights.isa),
+            size: input.size,
+            flops: 2 * weight.len() * input.size.pixels(),
         })
     }
 
     fn run(&mut self, workers: &Workers, input: &[f32], out: &mut [f32]) {
-        for i in 0..self.before.len() {
-            let (before, rest) = self.before.split_at_mut(i);
-            let from = before.last().map_or(input, |(_, buffer)| &buffer[..]);
-            let (layer, out) = &mut rest[0];
-            layer.run(workers, from, out, Epilogue::default());
-        }
-        let from = self.before.last().map_or(input, |(_, buffer)| &buffer[..]);
+        let from = self.before.run(workers, input);
         workers
             .meter
             .time("generator.final", "thin", self.flops, || {

@@ -3,8 +3,8 @@
 //! A decoder step's output and the encoder's map of that size, which are concatenated, lie in one
 //! buffer: each is written where it belongs and nothing is copied.
 
-use super::layers::{Step, Weights};
-use crate::model::hourglass::{decoder_widths, encoder_widths};
+use super::layers::{Map, Stage, Step, Way, Weights};
+use crate::model::hourglass::Shape;
 use crate::ops::blocked::{Buffer, Channels, Size};
 use crate::ops::threads::Workers;
 
@@ -17,59 +17,41 @@ pub(super) struct Hourglass {
     maps: Vec<Buffer>,
     /// Where the second begins.
     seams: Vec<usize>,
-    channels: Channels,
-}
-
-/// Widths and depth, as the configuration has them.
-#[derive(Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) block_expansion: usize,
-    pub(super) max_features: usize,
-    pub(super) num_blocks: usize,
-    pub(super) mobile: bool,
+    out: Map,
 }
 
 impl Hourglass {
     pub(super) fn new(
         weights: &Weights<'_>,
         shape: Shape,
-        c_in: usize,
         size: Size,
-        workers: &Workers,
     ) -> candle_core::Result<Self> {
-        let Shape {
-            block_expansion,
-            max_features,
-            num_blocks,
-            mobile,
-        } = shape;
         let mut down: Vec<Step> = Vec::new();
-        let mut skips = vec![Channels::new(c_in)];
-        let mut sizes = vec![size];
-        for (i, (_, out)) in encoder_widths(c_in, block_expansion, max_features, num_blocks)
-            .into_iter()
-            .enumerate()
-        {
+        // The input, and what each step down gives.
+        let mut skips = vec![Map {
+            channels: Channels::new(shape.c_in),
+            size,
+        }];
+        for (i, (_, out)) in shape.encoder_widths().into_iter().enumerate() {
             let weights = weights.at("encoder.down_blocks").at(i);
-            let step = Step::down(&weights, out, mobile, &skips[i], sizes[i], workers)?;
-            skips.push(step.out().clone());
-            sizes.push(step.output_size());
+            let step = Step::new(Way::Down, &weights, out, shape.mobile, &skips[i])?;
+            skips.push(step.out());
             down.push(step);
         }
         let mut up: Vec<Step> = Vec::new();
-        let mut channels = skips[num_blocks].clone();
-        let mut maps = vec![Buffer::zeroed(sizes[num_blocks].values(channels.blocks()))];
+        let mut out = skips[shape.num_blocks].clone();
+        let mut maps = vec![Buffer::zeroed(out.len())];
         let mut seams = vec![0];
-        for (i, (_, out)) in decoder_widths(block_expansion, max_features, num_blocks)
-            .into_iter()
-            .enumerate()
-        {
-            let level = num_blocks - 1 - i;
+        for (i, (_, width)) in shape.decoder_widths().into_iter().enumerate() {
+            let skip = &skips[shape.num_blocks - 1 - i];
             let weights = weights.at("decoder.up_blocks").at(i);
-            let step = Step::up(&weights, out, mobile, &channels, sizes[level + 1], workers)?;
-            channels = Channels::concat(out, skips[level].count());
-            maps.insert(0, Buffer::zeroed(sizes[level].values(channels.blocks())));
-            seams.insert(0, step.output_len());
+            let step = Step::new(Way::Up, &weights, width, shape.mobile, &out)?;
+            seams.insert(0, step.out().len());
+            out = Map {
+                channels: Channels::concat(width, skip.channels.count()),
+                size: skip.size,
+            };
+            maps.insert(0, Buffer::zeroed(out.len()));
             up.push(step);
         }
         Ok(Self {
@@ -77,13 +59,13 @@ impl Hourglass {
             up,
             maps,
             seams,
-            channels,
+            out,
         })
     }
 
-    /// Channels of [`Hourglass::run`]'s result: the decoder's, then the input's.
-    pub(super) fn channels(&self) -> &Channels {
-        &self.channels
+    /// What [`Hourglass::run`] gives: the decoder's channels, then the input's.
+    pub(super) fn out(&self) -> &Map {
+        &self.out
     }
 
     /// Where the input is to be written, packed.

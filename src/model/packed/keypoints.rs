@@ -1,8 +1,9 @@
 //! The keypoint detector of the packed engine (paper section 3.1).
 
-use super::hourglass::{Hourglass, Shape};
+use super::hourglass::Hourglass;
 use super::layers::{Heads, Weights, channel};
 use super::picture::Reduction;
+use crate::model::hourglass::Shape;
 use crate::model::{Keypoints, ModelConfig};
 use crate::ops::activation::exponentials;
 use crate::ops::blocked::Size;
@@ -23,27 +24,11 @@ pub(super) struct KeypointDetector {
 }
 
 impl KeypointDetector {
-    pub(super) fn new(
-        config: &ModelConfig,
-        weights: &Weights<'_>,
-        workers: &Workers,
-    ) -> candle_core::Result<Self> {
+    pub(super) fn new(config: &ModelConfig, weights: &Weights<'_>) -> candle_core::Result<Self> {
         let kp = &config.kp;
         let reduction = Reduction::new(config.image_size as usize, kp.factor(), kp.mobile);
-        let shape = Shape {
-            block_expansion: kp.block_expansion,
-            max_features: kp.max_features,
-            num_blocks: kp.num_blocks,
-            mobile: kp.mobile,
-        };
-        let size = reduction.size();
-        let hourglass = Hourglass::new(
-            &weights.at("predictor"),
-            shape,
-            config.num_channels,
-            size,
-            workers,
-        )?;
+        let shape = Shape::of_keypoints(config);
+        let hourglass = Hourglass::new(&weights.at("predictor"), shape, reduction.size())?;
         let maps = match (config.estimate_jacobian, kp.single_jacobian_map) {
             (false, _) => 0,
             (true, true) => 1,
@@ -61,15 +46,7 @@ impl KeypointDetector {
             relu: false,
         };
         let mobile = kp.mobile.then_some(&["0", "1", "2"][..]);
-        let heads = Heads::new(
-            weights,
-            &names,
-            spec,
-            mobile,
-            hourglass.channels(),
-            size,
-            workers,
-        )?;
+        let heads = Heads::new(weights, &names, spec, mobile, hourglass.out())?;
         Ok(Self {
             reduction,
             hourglass,

@@ -7,28 +7,44 @@ use candle_core::{DType, Tensor};
 use crate::ops::blocked::{Buffer, Channels, Size};
 use crate::ops::conv::{Conv, Epilogue, Spec};
 use crate::ops::depthwise::Depthwise;
-use crate::ops::simd::BLOCK;
+use crate::ops::simd::{BLOCK, Isa};
 use crate::ops::threads::Workers;
 
-/// A checkpoint's tensors under a name.
+/// A feature map's channels and size: what a layer is built for, and what it gives.
+#[derive(Clone, Debug)]
+pub(super) struct Map {
+    pub(super) channels: Channels,
+    pub(super) size: Size,
+}
+
+impl Map {
+    /// Values when packed.
+    pub(super) fn len(&self) -> usize {
+        self.size.values(self.channels.blocks())
+    }
+}
+
+/// A checkpoint's tensors under a name, and the instruction set they are packed for.
 #[derive(Clone)]
 pub(super) struct Weights<'a> {
     tensors: &'a BTreeMap<String, Tensor>,
     prefix: String,
+    pub(super) isa: Isa,
 }
 
 impl<'a> Weights<'a> {
-    pub(super) fn new(tensors: &'a BTreeMap<String, Tensor>, prefix: &str) -> Self {
+    pub(super) fn new(tensors: &'a BTreeMap<String, Tensor>, prefix: &str, isa: Isa) -> Self {
         Self {
             tensors,
             prefix: prefix.to_owned(),
+            isa,
         }
     }
 
     pub(super) fn at(&self, name: impl std::fmt::Display) -> Self {
         Self {
-            tensors: self.tensors,
             prefix: format!("{}.{name}", self.prefix),
+            ..self.clone()
         }
     }
 
@@ -100,33 +116,80 @@ impl<'a> Weights<'a> {
 /// Both PyTorch's and Paddle's default.
 const BATCH_NORM_EPSILON: f32 = 1e-5;
 
+/// A part of a network that reads one packed map and writes another.
+pub(super) trait Stage {
+    /// What it gives.
+    fn out(&self) -> Map;
+
+    fn run(&mut self, workers: &Workers, input: &[f32], out: &mut [f32]);
+
+    /// As [`Stage::run`], into a new map.
+    fn run_once(&mut self, workers: &Workers, input: &[f32]) -> Buffer {
+        let mut out = Buffer::zeroed(self.out().len());
+        self.run(workers, input, &mut out);
+        out
+    }
+}
+
+/// Stages behind each other, with the map that each gave last.
+#[derive(Debug)]
+pub(super) struct Chain<S>(Vec<(S, Buffer)>);
+
+impl<S: Stage> Chain<S> {
+    pub(super) fn new(stages: Vec<S>) -> Self {
+        let with_map = |stage: S| {
+            let map = Buffer::zeroed(stage.out().len());
+            (stage, map)
+        };
+        Self(stages.into_iter().map(with_map).collect())
+    }
+
+    /// What it gives; `None` when it is empty.
+    pub(super) fn out(&self) -> Option<Map> {
+        self.0.last().map(|(stage, _)| stage.out())
+    }
+
+    /// Gives the last map, which is `input` when there are no stages.
+    pub(super) fn run<'a>(&'a mut self, workers: &Workers, input: &'a [f32]) -> &'a [f32] {
+        let mut from = input;
+        for (stage, map) in &mut self.0 {
+            stage.run(workers, from, map);
+            from = map;
+        }
+        from
+    }
+
+    /// What [`Chain::run`] gave last.
+    pub(super) fn last(&self) -> &[f32] {
+        self.0.last().map_or(&[], |(_, map)| map)
+    }
+}
+
 /// A convolution of the network with its place, so that the benchmark can name it.
 #[derive(Debug)]
 pub(super) struct Layer {
     name: String,
     conv: Conv,
     /// Of the input.
-    pub(super) size: Size,
-    pub(super) out: Channels,
+    size: Size,
+    out: Channels,
     /// Multiplications and additions of the convolution as defined, per pixel before pooling.
     flops: usize,
 }
 
 impl Layer {
     fn new(
-        name: &str,
+        weights: &Weights<'_>,
         spec: Spec,
-        (weight, bias): (&[f32], &[f32]),
-        input: &Channels,
-        size: Size,
-        workers: &Workers,
+        (weight, bias): &(Vec<f32>, Vec<f32>),
+        input: &Map,
     ) -> Self {
-        let conv = Conv::new(spec, weight, bias, input, size, workers.isa);
-        let flops = 2 * weight.len() * conv.output_size(size, false).pixels();
+        let conv = Conv::new(spec, weight, bias, &input.channels, input.size, weights.isa);
+        let flops = 2 * weight.len() * conv.output_size(input.size, false).pixels();
         Self {
-            name: name.to_owned(),
+            name: weights.prefix.clone(),
             conv,
-            size,
+            size: input.size,
             out: Channels::new(bias.len()),
             flops,
         }
@@ -137,43 +200,24 @@ impl Layer {
         weights: &Weights<'_>,
         out: usize,
         spec: Spec,
-        input: &Channels,
-        size: Size,
-        workers: &Workers,
+        input: &Map,
     ) -> candle_core::Result<Self> {
-        let (weight, bias) = weights.conv(out, input.count() * spec.kernel * spec.kernel)?;
-        Ok(Self::new(
-            &weights.prefix,
-            spec,
-            (&weight, &bias),
-            input,
-            size,
-            workers,
-        ))
+        Self::joined(&[(weights.clone(), out)], spec, input)
     }
 
     /// Several convolutions that read the same input, as one.
     pub(super) fn joined(
         weights: &[(Weights<'_>, usize)],
         spec: Spec,
-        input: &Channels,
-        size: Size,
-        workers: &Workers,
+        input: &Map,
     ) -> candle_core::Result<Self> {
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
         for (weights, out) in weights {
-            let (w, b) = weights.conv(*out, input.count() * spec.kernel * spec.kernel)?;
+            let (w, b) = weights.conv(*out, input.channels.count() * spec.kernel * spec.kernel)?;
             weight.extend(w);
             bias.extend(b);
         }
-        Ok(Self::new(
-            &weights[0].0.prefix,
-            spec,
-            (&weight, &bias),
-            input,
-            size,
-            workers,
-        ))
+        Ok(Self::new(&weights[0].0, spec, &(weight, bias), input))
     }
 
     /// `conv` with the batch norm `norm` folded in.
@@ -182,33 +226,23 @@ impl Layer {
         (conv, norm): (&str, &str),
         out: usize,
         spec: Spec,
-        input: &Channels,
-        size: Size,
-        workers: &Workers,
+        input: &Map,
     ) -> candle_core::Result<Self> {
-        let per_out = input.count() * spec.kernel * spec.kernel;
-        let (weight, bias) = weights.folded(conv, norm, out, per_out)?;
-        let name = format!("{}.{conv}", weights.prefix);
-        Ok(Self::new(
-            &name,
-            spec,
-            (&weight, &bias),
-            input,
-            size,
-            workers,
-        ))
+        let per_out = input.channels.count() * spec.kernel * spec.kernel;
+        let folded = weights.folded(conv, norm, out, per_out)?;
+        Ok(Self::new(&weights.at(conv), spec, &folded, input))
     }
 
-    pub(super) fn output_size(&self, pool: bool) -> Size {
-        self.conv.output_size(self.size, pool)
+    /// What it gives, with pooling or without.
+    fn out(&self, pool: bool) -> Map {
+        Map {
+            channels: self.out.clone(),
+            size: self.conv.output_size(self.size, pool),
+        }
     }
 
-    /// Values in the packed output.
-    pub(super) fn output_len(&self, pool: bool) -> usize {
-        self.output_size(pool).values(self.out.blocks())
-    }
-
-    pub(super) fn run(
+    /// As [`Stage::run`], with what happens to the sums on their way to memory.
+    pub(super) fn run_with(
         &self,
         workers: &Workers,
         input: &[f32],
@@ -223,97 +257,88 @@ impl Layer {
     }
 }
 
-/// A depthwise convolution with its batch norm folded in.
+impl Stage for Layer {
+    fn out(&self) -> Map {
+        self.out(false)
+    }
+
+    fn run(&mut self, workers: &Workers, input: &[f32], out: &mut [f32]) {
+        self.run_with(workers, input, out, Epilogue::default());
+    }
+}
+
+/// A depthwise convolution with its batch norm folded in, and the map it gave last.
 #[derive(Debug)]
 pub(super) struct DepthwiseLayer {
     name: String,
     conv: Depthwise,
     size: Size,
-    blocks: usize,
+    out: Map,
     flops: usize,
+    map: Buffer,
 }
 
 impl DepthwiseLayer {
     pub(super) fn normed(
         weights: &Weights<'_>,
         (conv, norm): (&str, &str),
-        channels: &Channels,
         upsample: bool,
-        size: Size,
-        workers: &Workers,
+        input: &Map,
     ) -> candle_core::Result<Self> {
+        let channels = &input.channels;
         let (weight, bias) = weights.folded(conv, norm, channels.count(), 9)?;
-        let name = format!("{}.{conv}", weights.prefix);
-        let conv = Depthwise::new(&weight, &bias, channels, upsample, true, workers.isa);
-        let flops = 2 * weight.len() * conv.output_size(size).pixels();
+        let name = weights.at(conv).prefix;
+        let conv = Depthwise::new(&weight, &bias, channels, upsample, true, weights.isa);
+        let out = Map {
+            channels: channels.clone(),
+            size: conv.output_size(input.size),
+        };
         Ok(Self {
             name,
             conv,
-            size,
-            blocks: channels.blocks(),
-            flops,
+            size: input.size,
+            flops: 2 * weight.len() * out.size.pixels(),
+            map: Buffer::zeroed(out.len()),
+            out,
         })
     }
 
-    pub(super) fn output_size(&self) -> Size {
-        self.conv.output_size(self.size)
-    }
-
-    pub(super) fn run(&self, workers: &Workers, input: &[f32], out: &mut [f32]) {
+    pub(super) fn run(&mut self, workers: &Workers, input: &[f32]) -> &[f32] {
         workers.meter.time(&self.name, "depthwise", self.flops, || {
-            self.conv.run(workers, input, self.size, out);
+            self.conv.run(workers, input, self.size, &mut self.map);
         });
+        &self.map
     }
+}
 
-    fn output_len(&self) -> usize {
-        self.output_size().values(self.blocks)
-    }
+/// Which way a step of an encoder or decoder goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// `DownBlock2d`: halves the map.
+    Down,
+    /// `UpBlock2d`: doubles it.
+    Up,
 }
 
 /// The step of an encoder or decoder: convolution, batch norm, relu, with pooling after it or nearest
 /// x2 before it; in the mobile form a depthwise and a 1x1 convolution.
 #[derive(Debug)]
 pub(super) struct Step {
-    depthwise: Option<(DepthwiseLayer, Buffer)>,
+    depthwise: Option<DepthwiseLayer>,
     layer: Layer,
     pool: bool,
 }
 
 impl Step {
-    /// `DownBlock2d`: halves the map.
-    pub(super) fn down(
+    pub(super) fn new(
+        way: Way,
         weights: &Weights<'_>,
         out: usize,
         mobile: bool,
-        input: &Channels,
-        size: Size,
-        workers: &Workers,
+        input: &Map,
     ) -> candle_core::Result<Self> {
-        Self::new(weights, out, mobile, false, input, size, workers)
-    }
-
-    /// `UpBlock2d`: doubles the map.
-    pub(super) fn up(
-        weights: &Weights<'_>,
-        out: usize,
-        mobile: bool,
-        input: &Channels,
-        size: Size,
-        workers: &Workers,
-    ) -> candle_core::Result<Self> {
-        Self::new(weights, out, mobile, true, input, size, workers)
-    }
-
-    fn new(
-        weights: &Weights<'_>,
-        out: usize,
-        mobile: bool,
-        upsample: bool,
-        input: &Channels,
-        size: Size,
-        workers: &Workers,
-    ) -> candle_core::Result<Self> {
-        let pool = !upsample;
+        let (pool, upsample) = (way == Way::Down, way == Way::Up);
+        let norm = ("conv", "norm");
         if !mobile {
             let spec = Spec {
                 kernel: 3,
@@ -321,55 +346,43 @@ impl Step {
                 upsample,
                 relu: true,
             };
-            let layer = Layer::normed(weights, ("conv", "norm"), out, spec, input, size, workers)?;
             return Ok(Self {
                 depthwise: None,
-                layer,
+                layer: Layer::normed(weights, norm, out, spec, input)?,
                 pool,
             });
         }
-        let depthwise =
-            DepthwiseLayer::normed(weights, ("conv", "norm"), input, upsample, size, workers)?;
+        let depthwise = DepthwiseLayer::normed(weights, norm, upsample, input)?;
         let spec = Spec {
             kernel: 1,
             padding: 0,
             upsample: false,
             relu: true,
         };
-        let size = depthwise.output_size();
-        let layer = Layer::normed(weights, ("conv1", "norm1"), out, spec, input, size, workers)?;
-        let between = Buffer::zeroed(depthwise.output_len());
+        let norm = ("conv1", "norm1");
         Ok(Self {
-            depthwise: Some((depthwise, between)),
-            layer,
+            layer: Layer::normed(weights, norm, out, spec, &depthwise.out)?,
+            depthwise: Some(depthwise),
             pool,
         })
     }
+}
 
-    pub(super) fn out(&self) -> &Channels {
-        &self.layer.out
+impl Stage for Step {
+    fn out(&self) -> Map {
+        self.layer.out(self.pool)
     }
 
-    pub(super) fn output_size(&self) -> Size {
-        self.layer.output_size(self.pool)
-    }
-
-    pub(super) fn output_len(&self) -> usize {
-        self.layer.output_len(self.pool)
-    }
-
-    pub(super) fn run(&mut self, workers: &Workers, input: &[f32], out: &mut [f32]) {
+    fn run(&mut self, workers: &Workers, input: &[f32], out: &mut [f32]) {
         let epilogue = Epilogue {
             pool: self.pool,
             ..Epilogue::default()
         };
-        match &mut self.depthwise {
-            None => self.layer.run(workers, input, out, epilogue),
-            Some((depthwise, between)) => {
-                depthwise.run(workers, input, between);
-                self.layer.run(workers, between, out, epilogue);
-            }
-        }
+        let input = match &mut self.depthwise {
+            None => input,
+            Some(depthwise) => depthwise.run(workers, input),
+        };
+        self.layer.run_with(workers, input, out, epilogue);
     }
 }
 
@@ -377,32 +390,26 @@ impl Step {
 /// features, or in the mobile form three of 3x3 for each.
 #[derive(Debug)]
 pub(super) struct Heads {
-    chains: Vec<Vec<(Layer, Buffer)>>,
+    chains: Vec<Chain<Layer>>,
     /// For each head, its chain and its first channel there.
     places: Vec<(usize, usize)>,
 }
 
 impl Heads {
-    /// `heads` are names and numbers of channels. The mobile form's convolutions are called `between`.
+    /// `heads` are names and numbers of channels. The mobile form's convolutions are called `mobile`.
     pub(super) fn new(
         weights: &Weights<'_>,
         heads: &[(&str, usize)],
         spec: Spec,
         mobile: Option<&[&str]>,
-        input: &Channels,
-        size: Size,
-        workers: &Workers,
+        input: &Map,
     ) -> candle_core::Result<Self> {
-        let with_buffer = |layer: Layer| {
-            let buffer = Buffer::zeroed(layer.output_len(false));
-            (layer, buffer)
-        };
         let Some(names) = mobile else {
             let joined: Vec<_> = heads
                 .iter()
                 .map(|&(name, out)| (weights.at(name), out))
                 .collect();
-            let layer = Layer::joined(&joined, spec, input, size, workers)?;
+            let layer = Layer::joined(&joined, spec, input)?;
             let firsts = heads.iter().scan(0, |next, head| {
                 let first = *next;
                 *next += head.1;
@@ -410,28 +417,24 @@ impl Heads {
             });
             return Ok(Self {
                 places: firsts.collect(),
-                chains: vec![vec![with_buffer(layer)]],
+                chains: vec![Chain::new(vec![layer])],
             });
         };
         let mut chains = Vec::new();
         for &(head, out) in heads {
-            let (mut size, mut chain) = (size, Vec::new());
+            let (mut layers, mut from) = (Vec::new(), input.clone());
             for (i, name) in names.iter().enumerate() {
                 let last = i + 1 == names.len();
-                let (from, out) = match chain.last() {
-                    Some((layer, _)) => (&layer_out(layer), if last { out } else { input.count() }),
-                    None => (input, if last { out } else { input.count() }),
-                };
+                let out = if last { out } else { input.channels.count() };
                 let spec = Spec {
                     relu: spec.relu && !last,
                     ..spec
                 };
-                let layer =
-                    Layer::plain(&weights.at(head).at(name), out, spec, from, size, workers)?;
-                size = layer.output_size(false);
-                chain.push(with_buffer(layer));
+                let layer = Layer::plain(&weights.at(head).at(name), out, spec, &from)?;
+                from = layer.out(false);
+                layers.push(layer);
             }
-            chains.push(chain);
+            chains.push(Chain::new(layers));
         }
         Ok(Self {
             places: (0..chains.len()).map(|i| (i, 0)).collect(),
@@ -440,34 +443,20 @@ impl Heads {
     }
 
     pub(super) fn output_size(&self) -> Size {
-        self.chains[0]
-            .last()
-            .map_or(Size::square(0), |(layer, _)| layer.output_size(false))
+        self.chains[0].out().map_or(Size::square(0), |map| map.size)
     }
 
     pub(super) fn run(&mut self, workers: &Workers, input: &[f32]) {
         for chain in &mut self.chains {
-            for i in 0..chain.len() {
-                let (before, rest) = chain.split_at_mut(i);
-                let from = before.last().map_or(input, |(_, buffer)| &buffer[..]);
-                let (layer, out) = &mut rest[0];
-                layer.run(workers, from, out, Epilogue::default());
-            }
+            chain.run(workers, input);
         }
     }
 
     /// The packed output that holds a head, and the head's first channel in it.
     pub(super) fn output(&self, head: usize) -> (&[f32], usize) {
         let (chain, first) = self.places[head];
-        let buffer = self.chains[chain]
-            .last()
-            .map_or(&[][..], |(_, buffer)| buffer);
-        (buffer, first)
+        (self.chains[chain].last(), first)
     }
-}
-
-fn layer_out(layer: &Layer) -> Channels {
-    layer.out.clone()
 }
 
 /// Where the values of one channel lie in a packed map: the first, and how far apart they are.

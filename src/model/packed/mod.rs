@@ -48,9 +48,9 @@ impl Engine {
         tensors: &BTreeMap<String, Tensor>,
         workers: Workers,
     ) -> candle_core::Result<Self> {
-        let weights = |name: &str| layers::Weights::new(tensors, name);
-        let kp = keypoints::KeypointDetector::new(config, &weights("kp_detector"), &workers)?;
-        let generator = generator::Generator::new(config, &weights("generator"), &workers)?;
+        let weights = |name: &str| layers::Weights::new(tensors, name, workers.isa);
+        let kp = keypoints::KeypointDetector::new(config, &weights("kp_detector"))?;
+        let generator = generator::Generator::new(config, &weights("generator"))?;
         Ok(Self {
             config: config.clone(),
             workers,

@@ -1,9 +1,10 @@
 //! Dense motion of the packed engine (paper section 3.2, equations 4, 6 and 7).
 
-use super::hourglass::{Hourglass, Shape};
+use super::hourglass::Hourglass;
 use super::keypoints::position;
 use super::layers::{Heads, Weights, channel};
 use super::picture::Reduction;
+use crate::model::hourglass::Shape;
 use crate::model::{Keypoints, ModelConfig};
 use crate::ops::activation::exp;
 use crate::ops::blocked::Size;
@@ -51,21 +52,11 @@ impl Affine {
 }
 
 impl DenseMotion {
-    pub(super) fn new(
-        config: &ModelConfig,
-        weights: &Weights<'_>,
-        workers: &Workers,
-    ) -> candle_core::Result<Self> {
+    pub(super) fn new(config: &ModelConfig, weights: &Weights<'_>) -> candle_core::Result<Self> {
         let (motion, mobile) = (&config.generator.dense_motion, config.generator.mobile);
         let reduction = Reduction::new(config.image_size as usize, motion.factor(), mobile);
-        let shape = Shape {
-            block_expansion: motion.block_expansion,
-            max_features: motion.max_features,
-            num_blocks: motion.num_blocks,
-            mobile,
-        };
-        let (size, c_in) = (reduction.size(), 4 * (config.num_kp + 1));
-        let hourglass = Hourglass::new(&weights.at("hourglass"), shape, c_in, size, workers)?;
+        let (shape, size) = (Shape::of_motion(config), reduction.size());
+        let hourglass = Hourglass::new(&weights.at("hourglass"), shape, size)?;
         let mut names = vec![("mask", config.num_kp + 1)];
         if config.generator.estimate_occlusion_map {
             names.push(("occlusion", 1));
@@ -78,15 +69,7 @@ impl DenseMotion {
             relu: mobile,
         };
         let places = mobile.then_some(&["0", "2", "4"][..]);
-        let heads = Heads::new(
-            weights,
-            &names,
-            spec,
-            places,
-            hourglass.channels(),
-            size,
-            workers,
-        )?;
+        let heads = Heads::new(weights, &names, spec, places, hourglass.out())?;
         Ok(Self {
             reduction,
             hourglass,

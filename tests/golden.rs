@@ -116,15 +116,7 @@ struct Recorded {
 }
 
 fn recorded(name: &str, mobile: bool) -> Recorded {
-    let mut config = ModelConfig::preset("vox-256").unwrap();
-    (config.kp.block_expansion, config.kp.max_features) = (8, 64);
-    (
-        config.generator.block_expansion,
-        config.generator.max_features,
-    ) = (8, 64);
-    let motion = &mut config.generator.dense_motion;
-    (motion.block_expansion, motion.max_features) = (8, 64);
-    (config.kp.mobile, config.generator.mobile) = (mobile, mobile);
+    let config = common::tiny(mobile);
     config.check().unwrap();
     let tensors = common::tensors(&format!("tests/fixtures/{name}.safetensors"));
     Recorded { tensors, config }

@@ -18,7 +18,7 @@ use mimic::ops::threads::Workers;
 
 #[test]
 fn full_networks_are_the_same_packed() {
-    let config = tiny(false);
+    let config = common::tiny(false);
     let weights = procedural::tensors(&config, "vox_tiny").unwrap();
     let recorded = common::tensors("tests/fixtures/vox_tiny.safetensors");
     compare(
@@ -33,7 +33,7 @@ fn full_networks_are_the_same_packed() {
 
 #[test]
 fn mobile_networks_are_the_same_packed() {
-    let config = tiny(true);
+    let config = common::tiny(true);
     let weights = procedural::tensors(&config, "mobile_tiny").unwrap();
     let recorded = common::tensors("tests/fixtures/mobile_tiny.safetensors");
     compare(
@@ -66,7 +66,7 @@ fn the_embedded_model_is_the_same_packed() {
 #[test]
 fn odd_shapes_of_model_are_the_same_packed() {
     let base = || {
-        let mut config = tiny(false);
+        let mut config = common::tiny(false);
         config.image_size = 96;
         config.num_kp = 3;
         config.kp.num_blocks = 2;
@@ -106,18 +106,28 @@ fn odd_shapes_of_model_are_the_same_packed() {
     with(&|c| c.generator.block_expansion = 20);
 }
 
-/// The shape of the recorded networks.
-fn tiny(mobile: bool) -> ModelConfig {
-    let mut config = ModelConfig::preset("vox-256").unwrap();
-    (config.kp.block_expansion, config.kp.max_features) = (8, 64);
-    (
-        config.generator.block_expansion,
-        config.generator.max_features,
-    ) = (8, 64);
-    let motion = &mut config.generator.dense_motion;
-    (motion.block_expansion, motion.max_features) = (8, 64);
-    (config.kp.mobile, config.generator.mobile) = (mobile, mobile);
-    config
+#[test]
+fn singular_jacobians_leave_a_picture() {
+    let config = common::tiny(false);
+    let weights = procedural::tensors(&config, "vox_tiny").unwrap();
+    let recorded = common::tensors("tests/fixtures/vox_tiny.safetensors");
+    let mut engine = Engine::new(&config, &weights, Workers::new(2).unwrap()).unwrap();
+    let source = engine.encode(&rgba(&recorded["source"]));
+    let sound = engine.keypoints(&rgba(&recorded["driving"]));
+    for singular in [[[0.0; 2]; 2], [[1.0, 2.0], [2.0, 4.0]]] {
+        let mut driving = sound.clone();
+        driving.jacobian.as_mut().unwrap()[3] = singular;
+        let mut out = Prediction::default();
+        engine.generate(&source, &driving, &mut out);
+        let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
+        assert!(finite(out.deformation.as_flattened()), "{singular:?}");
+        assert!(finite(&out.occlusion), "{singular:?}");
+        let planes = engine.generate_planes(&source, &driving);
+        assert!(
+            planes.iter().all(|v| (0.0..=1.0).contains(v)),
+            "{singular:?}"
+        );
+    }
 }
 
 /// Both engines from the same keypoints, and the detectors' own keypoints.

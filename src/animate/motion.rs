@@ -6,11 +6,10 @@
 use geo::{Area, ConvexHull, MultiPoint};
 
 use crate::model::Keypoints;
+use crate::ops::matrix::{inverse, narrow, product, widen};
 
 /// Below this area (the picture has 4) keypoints count as lying on a line.
 const MIN_AREA: f64 = 1e-8;
-/// Below this determinant a jacobian counts as singular.
-const MIN_DETERMINANT: f64 = 1e-8;
 
 /// How the motion of the driver becomes the photo's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,12 +67,14 @@ pub fn normalise(
             source
                 .iter()
                 .zip(driving.iter().zip(initial))
-                .map(|(source, (driving, initial))| match inverse(initial) {
-                    Some(undone) => {
-                        to_f32(product(product(to_f64(driving), undone), to_f64(source)))
-                    }
-                    None => *source,
-                })
+                .map(
+                    |(source, (driving, initial))| match inverse(widen(*initial)) {
+                        Some(undone) => {
+                            narrow(product(product(widen(*driving), undone), widen(*source)))
+                        }
+                        None => *source,
+                    },
+                )
                 .collect(),
         ),
         _ => None,
@@ -113,28 +114,6 @@ fn centred(kp: &Keypoints) -> Option<Vec<[f64; 2]>> {
     Some(kp.value.iter().map(place).collect())
 }
 
-type Matrix = [[f64; 2]; 2];
-
-fn inverse(m: &[[f32; 2]; 2]) -> Option<Matrix> {
-    let [[a, b], [c, d]] = to_f64(m);
-    let determinant = a * d - b * c;
-    // Written so that NaN counts as singular too.
-    let regular = determinant.abs() > MIN_DETERMINANT && determinant.is_finite();
-    regular.then(|| [[d, -b], [-c, a]].map(|row| row.map(|v| v / determinant)))
-}
-
-fn product(a: Matrix, b: Matrix) -> Matrix {
-    a.map(|row| [0, 1].map(|column| row[0] * b[0][column] + row[1] * b[1][column]))
-}
-
-fn to_f64(m: &[[f32; 2]; 2]) -> Matrix {
-    m.map(|row| row.map(f64::from))
-}
-
-fn to_f32(m: Matrix) -> [[f32; 2]; 2] {
-    m.map(|row| row.map(|v| v as f32))
-}
-
 /// Area of the convex hull; `None` when it has none or a place is no number.
 fn hull_area(kp: &Keypoints) -> Option<f64> {
     let places = kp.value.iter().map(|v| (f64::from(v[0]), f64::from(v[1])));
@@ -147,6 +126,7 @@ fn hull_area(kp: &Keypoints) -> Option<f64> {
         .unsigned_area();
     (area > MIN_AREA).then_some(area)
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,49 @@
-//! 2x2 matrices in closed form: candle has no inverse.
+//! 2x2 matrices in closed form, as tensors (candle has no inverse) and as plain numbers.
 
 use candle_core::{D, Result, Tensor};
 
 /// How close to zero a determinant may come; a singular matrix gets a large inverse instead of an
 /// infinite one, so that one bad keypoint cannot turn a whole picture into NaN.
 pub const MIN_DETERMINANT: f64 = 1e-8;
+
+/// A matrix, row by row.
+pub type Matrix = [[f64; 2]; 2];
+
+/// a b.
+pub fn product(a: Matrix, b: Matrix) -> Matrix {
+    a.map(|row| [0, 1].map(|column| row[0] * b[0][column] + row[1] * b[1][column]))
+}
+
+/// The inverse; `None` for a matrix that is singular (see [`MIN_DETERMINANT`]) or holds no numbers.
+pub fn inverse(m: Matrix) -> Option<Matrix> {
+    let determinant = determinant(m);
+    // Written so that NaN counts as singular too.
+    let regular = determinant.abs() > MIN_DETERMINANT && determinant.is_finite();
+    regular.then(|| inverse_or_large(m))
+}
+
+/// The inverse as [`inverse_2x2`] gives it: large and finite for a singular matrix.
+pub fn inverse_or_large(m: Matrix) -> Matrix {
+    let [[a, b], [c, d]] = m;
+    let determinant = determinant(m);
+    let sign = if determinant >= 0.0 { 1.0 } else { -1.0 };
+    let determinant = determinant.abs().max(MIN_DETERMINANT) * sign;
+    [[d, -b], [-c, a]].map(|row| row.map(|v| v / determinant))
+}
+
+fn determinant([[a, b], [c, d]]: Matrix) -> f64 {
+    a * d - b * c
+}
+
+/// A matrix of f32 with more room to compute.
+pub fn widen(m: [[f32; 2]; 2]) -> Matrix {
+    m.map(|row| row.map(f64::from))
+}
+
+/// The same in f32 again.
+pub fn narrow(m: Matrix) -> [[f32; 2]; 2] {
+    m.map(|row| row.map(|v| v as f32))
+}
 
 /// The inverses of matrices (.., 2, 2), with gradients.
 pub fn inverse_2x2(matrices: &Tensor) -> Result<Tensor> {
@@ -56,5 +95,22 @@ mod tests {
         for matrix in [[[0.0, 0.0], [0.0, 0.0]], [[1.0, 2.0], [2.0, 4.0]]] {
             assert!(invert(matrix).iter().flatten().all(|v| v.is_finite()));
         }
+    }
+
+    #[test]
+    fn plain_numbers_are_inverted_as_tensors_are() {
+        for matrix in [
+            [[4.0, 7.0], [2.0, 6.0]],
+            [[0.0, 2.0], [4.0, 0.0]],
+            [[0.0, 0.0], [0.0, 0.0]],
+            [[1.0, 2.0], [2.0, 4.0]],
+            [[1e-5, 0.0], [3.0, -1e-5]],
+        ] {
+            let plain = inverse_or_large(matrix);
+            assert_eq!(plain.map(Vec::from).to_vec(), invert(matrix), "{matrix:?}");
+            let regular = determinant(matrix).abs() > MIN_DETERMINANT;
+            assert_eq!(inverse(matrix), regular.then_some(plain), "{matrix:?}");
+        }
+        assert_eq!(inverse([[f64::NAN, 0.0], [0.0, 1.0]]), None);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
-use mimic::model::KeypointTensors;
+use mimic::model::{KeypointTensors, ModelConfig};
 
 /// A file of the repository.
 pub(crate) fn file(path: &str) -> PathBuf {
@@ -14,6 +14,20 @@ pub(crate) fn file(path: &str) -> PathBuf {
 /// Named tensors of a safetensors file.
 pub(crate) fn tensors(path: &str) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(file(path), &Device::Cpu).unwrap()
+}
+
+/// The shape of the recorded networks.
+pub(crate) fn tiny(mobile: bool) -> ModelConfig {
+    let mut config = ModelConfig::preset("vox-256").unwrap();
+    (config.kp.block_expansion, config.kp.max_features) = (8, 64);
+    (
+        config.generator.block_expansion,
+        config.generator.max_features,
+    ) = (8, 64);
+    let motion = &mut config.generator.dense_motion;
+    (motion.block_expansion, motion.max_features) = (8, 64);
+    (config.kp.mobile, config.generator.mobile) = (mobile, mobile);
+    config
 }
 
 /// Recorded pictures (.., h, w, 3) of bytes as (b, 3, h, w) in 0..1.

@@ -9,6 +9,7 @@ use crate::model::{Keypoints, ModelConfig};
 use crate::ops::activation::exp;
 use crate::ops::blocked::Size;
 use crate::ops::conv::Spec;
+use crate::ops::matrix::{inverse_or_large, narrow, product, widen};
 use crate::ops::simd::BLOCK;
 use crate::ops::threads::Workers;
 use crate::ops::warp::Tap;
@@ -179,11 +180,15 @@ impl DenseMotion {
     }
 }
 
-/// The background's motion (none), then each keypoint's: J_s J_d^-1 (z - d) + s.
+/// The background's motion (none), then each keypoint's: J_s J_d^-1 (z - d) + s. A singular jacobian
+/// of the driver moves its surroundings far away, and leaves numbers.
 fn motions(kp_source: &Keypoints, kp_driving: &Keypoints) -> Vec<Affine> {
     let around = |k: usize| {
         let matrix = match (&kp_source.jacobian, &kp_driving.jacobian) {
-            (Some(source), Some(driving)) => product(source[k], inverse(driving[k])),
+            (Some(source), Some(driving)) => {
+                let undone = inverse_or_large(widen(driving[k]));
+                narrow(product(widen(source[k]), undone))
+            }
             _ => Affine::IDENTITY.matrix,
         };
         let (from, to) = (kp_driving.value[k], kp_source.value[k]);
@@ -193,13 +198,4 @@ fn motions(kp_source: &Keypoints, kp_driving: &Keypoints) -> Vec<Affine> {
     std::iter::once(Affine::IDENTITY)
         .chain((0..kp_driving.value.len()).map(around))
         .collect()
-}
-
-fn product(a: [[f32; 2]; 2], b: [[f32; 2]; 2]) -> [[f32; 2]; 2] {
-    a.map(|row| [0, 1].map(|j| row[0] * b[0][j] + row[1] * b[1][j]))
-}
-
-fn inverse([[a, b], [c, d]]: [[f32; 2]; 2]) -> [[f32; 2]; 2] {
-    let scale = 1.0 / (a * d - b * c);
-    [[d * scale, -b * scale], [-c * scale, a * scale]]
 }

@@ -152,21 +152,19 @@ impl DenseMotion {
         let (logits, _) = self.heads.output(0);
         let occlusion = self.has_occlusion.then(|| self.heads.output(1));
         workers.rows(&mut self.flow, size.width, |y, row| {
-            let mut weights = vec![0.0; motions.len()];
             for (x, flow) in row.iter_mut().enumerate() {
                 let read = |(values, first): (&[f32], usize), c: usize| {
                     let (plane, stride) = channel(size, first + c);
                     values[plane + (y * size.width + x) * stride]
                 };
-                let mut highest = f32::NEG_INFINITY;
-                for (k, weight) in weights.iter_mut().enumerate() {
-                    *weight = read((logits, 0), k);
-                    highest = highest.max(*weight);
-                }
+                let mask = |k| read((logits, 0), k);
+                let highest = (0..motions.len())
+                    .map(mask)
+                    .fold(f32::NEG_INFINITY, f32::max);
                 let z = [position(x, size.width), position(y, size.height)];
                 let (mut sum, mut from) = (0.0, [0.0; 2]);
-                for (weight, motion) in weights.iter().zip(motions) {
-                    let weight = exp(weight - highest);
+                for (k, motion) in motions.iter().enumerate() {
+                    let weight = exp(mask(k) - highest);
                     let to = motion.at(z);
                     sum += weight;
                     from = [from[0] + weight * to[0], from[1] + weight * to[1]];

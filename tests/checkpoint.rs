@@ -90,7 +90,7 @@ fn names_and_shapes_are_the_recorded_ones() {
             .collect();
         assert_eq!(found, expected, "{file}");
         checkpoint::check(&opened, &expected).unwrap();
-        checkpoint::check_finite(&opened).unwrap();
+        checkpoint::check_values(&opened).unwrap();
     }
 }
 
@@ -150,7 +150,7 @@ fn the_embedded_model_is_whole() {
     let parameters: usize = model.tensors.values().map(Tensor::elem_count).sum();
     assert!((7_500_000..8_500_000).contains(&parameters), "{parameters}");
     assert!(model.tensors.values().all(|t| t.dtype() == DType::F16));
-    checkpoint::check_finite(&model).unwrap();
+    checkpoint::check_values(&model).unwrap();
     let config: serde_json::Value = serde_json::from_str(&model.config.unwrap()).unwrap();
     assert_eq!(config["common_params"]["num_kp"], 10);
     assert_eq!(config["generator_params"]["num_bottleneck_blocks"], 4);
@@ -296,12 +296,25 @@ fn weights_that_are_no_numbers_are_named() {
         model
             .tensors
             .insert("generator.bad".into(), bad.to_dtype(dtype).unwrap());
-        let error = checkpoint::check_finite(&model).unwrap_err().to_string();
+        let error = checkpoint::check_values(&model).unwrap_err().to_string();
         assert!(
             error.contains("generator.bad") && error.contains("half.pth"),
             "{error}"
         );
     }
+}
+
+#[test]
+fn variances_below_zero_are_named() {
+    let mut model = open("unusual/half.pth");
+    let bad = Tensor::new(&[1.0f32, -1e-3], &Device::Cpu).unwrap();
+    let name = "generator.first.norm.running_var";
+    model.tensors.insert(name.into(), bad);
+    let error = checkpoint::check_values(&model).unwrap_err().to_string();
+    assert!(
+        error.contains(name) && error.contains("half.pth"),
+        "{error}"
+    );
 }
 
 #[test]

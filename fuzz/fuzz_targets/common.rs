@@ -14,7 +14,7 @@ pub fn check(file: &[u8]) {
                 "{numbers} numbers of {} bytes",
                 file.len()
             );
-            let _ = mimic::checkpoint::check_finite(&opened);
+            let _ = mimic::checkpoint::check_values(&opened);
         }
         Err(error) => {
             let text = error.to_string();

@@ -108,7 +108,7 @@ pub fn checkpoint(
     };
     let config = configuration(&checkpoint, source)?;
     checkpoint::check(&checkpoint, &config.expected_tensors())?;
-    checkpoint::check_finite(&checkpoint)?;
+    checkpoint::check_values(&checkpoint)?;
     Ok((checkpoint, config))
 }
 

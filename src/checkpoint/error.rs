@@ -131,6 +131,17 @@ pub enum Error {
         /// The tensor.
         name: String,
     },
+    /// A batch norm whose variance is below zero.
+    #[error(
+        "the weights {what} are unusable: {name} has variances below zero; take an earlier \
+         checkpoint of that training"
+    )]
+    NegativeVariance {
+        /// The file.
+        what: String,
+        /// The tensor.
+        name: String,
+    },
     /// Over 65504.
     #[error("{what} was not written: {name} has values too large for f16; write f32 with --f32")]
     HalfRange {

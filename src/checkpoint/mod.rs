@@ -20,7 +20,7 @@
 //!
 //! let weights = checkpoint::open(Path::new("vox-cpk.pth.tar"))?;
 //! checkpoint::check(&weights, &expected())?;
-//! checkpoint::check_finite(&weights)?;
+//! checkpoint::check_values(&weights)?;
 //! let config = weights.config.as_deref().unwrap_or("{}");
 //! checkpoint::save_lean(Path::new("vox.safetensors"), &weights.tensors, config, "vox", true)?;
 //! # Ok::<(), checkpoint::Error>(())
@@ -209,20 +209,21 @@ pub fn check(
     })
 }
 
-/// Looks for weights that are no numbers, which a broken training run leaves.
+/// Looks for weights that no sound training leaves: values that are no numbers, and variances below
+/// zero, which become none.
 ///
 /// # Errors
-/// [`Error::NotFinite`] naming the first such tensor.
-pub fn check_finite(checkpoint: &Checkpoint) -> Result<(), Error> {
+/// [`Error::NotFinite`] or [`Error::NegativeVariance`] naming the first such tensor.
+pub fn check_values(checkpoint: &Checkpoint) -> Result<(), Error> {
     for (name, tensor) in &checkpoint.tensors {
         // Every tensor was built on the CPU from plain numbers, so this reads without failing.
-        let finite = values(tensor).is_ok_and(|values| values.iter().all(|v| v.is_finite()));
-        if !finite {
-            let what = checkpoint.what.clone();
-            return Err(Error::NotFinite {
-                what,
-                name: name.clone(),
-            });
+        let values = values(tensor).unwrap_or_else(|_| vec![f32::NAN]);
+        let (what, name) = (checkpoint.what.clone(), name.clone());
+        if !values.iter().all(|v| v.is_finite()) {
+            return Err(Error::NotFinite { what, name });
+        }
+        if name.ends_with(".running_var") && values.iter().any(|&v| v < 0.0) {
+            return Err(Error::NegativeVariance { what, name });
         }
     }
     Ok(())

@@ -143,8 +143,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         relative: !args.absolute,
         adapt_scale: !args.no_adapt_scale,
     };
-    // What is wrong with the inputs should be said before seconds go by.
-    media::open_photo(&job.photo)?;
+    let opened = offline::open(&job)?;
     let engine = engine(&args)?;
     tracing::info!(
         "motion: {}, {}",
@@ -169,7 +168,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     );
     let mut animator = Animator::new(engine, motion);
     let mut bar = Bar::new();
-    let result = offline::run(&job, &mut animator, |progress| bar.show(progress), stop);
+    let result = opened.run(&mut animator, |progress| bar.show(progress), stop);
     bar.finish();
     let report = result?;
     tell(&args, &report, &device);

@@ -29,6 +29,12 @@ pub trait FrameSource: Send {
 
     /// Starts again from the first frame that was asked for.
     fn rewind(&mut self) -> Result<(), Error>;
+
+    /// Starts again with other options, without looking into the clip once more.
+    ///
+    /// # Errors
+    /// As [`open`] about the options; the source then goes on as it was.
+    fn reopen(&mut self, options: &ReadOptions) -> Result<(), Error>;
 }
 
 /// Opens a driving clip.

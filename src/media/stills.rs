@@ -74,7 +74,17 @@ impl Stills {
         let first = files.first().ok_or_else(|| Error::NoPictures {
             path: path.to_owned(),
         })?;
-        let (width, height) = photo_size(first)?;
+        let size = photo_size(first)?;
+        Self::of(path, size, files, options)
+    }
+
+    /// Of pictures the first of which has this size.
+    fn of(
+        path: &Path,
+        (width, height): (u32, u32),
+        files: Vec<PathBuf>,
+        options: &ReadOptions,
+    ) -> Result<Self, Error> {
         let fps = options.fps.unwrap_or(STILLS_RATE);
         let count = files.len() as u64;
         let info = ClipInfo {
@@ -142,6 +152,16 @@ impl FrameSource for Stills {
 
     fn rewind(&mut self) -> Result<(), Error> {
         self.next = self.start;
+        Ok(())
+    }
+
+    fn reopen(&mut self, options: &ReadOptions) -> Result<(), Error> {
+        let size = (self.info.width, self.info.height);
+        let again = Self::of(&self.info.path, size, self.files.clone(), options)?;
+        *self = Self {
+            warned: self.warned,
+            ..again
+        };
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use super::clip::{ClipInfo, FrameSource, ReadOptions};
 use super::error::Error;
 use super::ffmpeg::{Running, add_input, ffmpeg, quiet};
 use super::photo::flatten;
-use super::probe::probe;
+use super::probe::{VideoStream, probe};
 use crate::geometry::Rect;
 
 /// Bilinear, which averages when it makes smaller. Rounding is exact; without it colours are off by up
@@ -21,7 +21,7 @@ const SCALER: &str = "bilinear+accurate_rnd";
 /// A video file.
 pub(super) struct Video {
     info: ClipInfo,
-    stream: u32,
+    stream: VideoStream,
     crop: Rect,
     size: (u32, u32),
     start_frame: u64,
@@ -48,6 +48,16 @@ impl Video {
                 what: what.to_owned(),
             });
         };
+        Self::of(path, stream, probe.audio.is_some(), options)
+    }
+
+    /// Of what ffprobe has said.
+    fn of(
+        path: &Path,
+        stream: VideoStream,
+        has_audio: bool,
+        options: &ReadOptions,
+    ) -> Result<Self, Error> {
         let fps = options.fps.unwrap_or(stream.fps);
         let info = ClipInfo {
             path: path.to_owned(),
@@ -59,11 +69,11 @@ impl Video {
                 .map(|s| (s * fps.as_f64()).round() as u64)
                 .or(stream.stored),
             duration: stream.duration,
-            has_audio: probe.audio.is_some(),
+            has_audio,
         };
         let (crop, size) = info.window(options)?;
         Ok(Self {
-            stream: stream.index,
+            stream,
             crop,
             size,
             start_frame: options.start_frame,
@@ -81,7 +91,7 @@ impl Video {
         add_input(&mut command, &self.info.path);
         command.args([
             "-map",
-            &format!("0:{}", self.stream),
+            &format!("0:{}", self.stream.index),
             "-vf",
             &self.filters(),
         ]);
@@ -230,6 +240,19 @@ impl FrameSource for Video {
         self.decoder = None;
         self.read = 0;
         self.ended = false;
+        Ok(())
+    }
+    fn reopen(&mut self, options: &ReadOptions) -> Result<(), Error> {
+        let again = Self::of(
+            &self.info.path,
+            self.stream.clone(),
+            self.info.has_audio,
+            options,
+        )?;
+        *self = Self {
+            warned: self.warned,
+            ..again
+        };
         Ok(())
     }
 }

@@ -151,96 +151,154 @@ pub enum Error {
 pub fn run(
     job: &Job,
     animator: &mut Animator,
-    mut progress: impl FnMut(Progress),
+    progress: impl FnMut(Progress),
     cancel: &AtomicBool,
 ) -> Result<Report, Error> {
+    open(job)?.run(animator, progress, cancel)
+}
+
+/// A job whose photo and clip have been opened: what is wrong with them is known before anything that
+/// takes time, such as loading a model.
+pub struct Opened<'a> {
+    job: &'a Job,
+    photo: RgbaImage,
+    crops: Vec<Rect>,
+    source: Box<dyn FrameSource>,
+    /// Seconds that opening took.
+    seconds: f64,
+}
+
+/// Opens a job's photo and clip.
+///
+/// # Errors
+/// Whatever is wrong with the photo, the boxes or the clip, in one sentence.
+pub fn open(job: &Job) -> Result<Opened<'_>, Error> {
     let start = Instant::now();
-    let mut seconds = Stages::default();
     let photo = media::open_photo(&job.photo)?;
     let crops = crops(job, &photo)?;
-    let clip = media::clip::open(&job.clip, &ReadOptions::default())?
-        .info()
-        .clone();
-    let read = read_options(job, &clip, animator.size());
-    let mut source = media::clip::open(&job.clip, &read)?;
+    let mut source = media::clip::open(&job.clip, &ReadOptions::default())?;
+    let window = read_options(job, source.info(), None);
+    source.reopen(&window)?;
+    Ok(Opened {
+        job,
+        photo,
+        crops,
+        source,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
 
-    let mut compositor = Compositor::new(job.compositor)?;
-    compositor.set_photo(&photo, &crops, animator.size())?;
-    let views = crops
-        .iter()
-        .map(|&crop| gpu::model_view(&photo, crop, animator.size()));
-    animator.set_photo(&views.collect::<Result<Vec<_>, _>>()?);
-    seconds.prepare = start.elapsed().as_secs_f64();
+impl Opened<'_> {
+    /// As [`run`].
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn run(
+        self,
+        animator: &mut Animator,
+        mut progress: impl FnMut(Progress),
+        cancel: &AtomicBool,
+    ) -> Result<Report, Error> {
+        let Self {
+            job,
+            photo,
+            crops,
+            mut source,
+            seconds: opening,
+        } = self;
+        let start = Instant::now();
+        let mut seconds = Stages::default();
+        let clip = source.info().clone();
+        let read = read_options(job, &clip, Some(animator.size()));
+        source.reopen(&read)?;
 
-    let mut frame = RgbaImage::default();
-    match job.reference {
-        ReferenceFrame::Number(0) => {}
-        ReferenceFrame::Number(number) => {
-            let mut later = media::clip::open(
-                &job.clip,
-                &ReadOptions {
+        let mut compositor = Compositor::new(job.compositor)?;
+        compositor.set_photo(&photo, &crops, animator.size())?;
+        let views = crops
+            .iter()
+            .map(|&crop| gpu::model_view(&photo, crop, animator.size()));
+        animator.set_photo(&views.collect::<Result<Vec<_>, _>>()?);
+        seconds.prepare = opening + start.elapsed().as_secs_f64();
+
+        let searching = Instant::now();
+        match job.reference {
+            ReferenceFrame::Number(0) => {}
+            ReferenceFrame::Number(number) => {
+                source.reopen(&ReadOptions {
                     start_frame: number,
                     ..read.clone()
-                },
-            )?;
-            later.read(&mut frame)?;
-            let keypoints = animator.keypoints(&frame);
-            animator.set_reference(keypoints);
+                })?;
+                let mut frame = RgbaImage::default();
+                source.read(&mut frame)?;
+                let keypoints = animator.keypoints(&frame);
+                animator.set_reference(keypoints);
+                source.reopen(&read)?;
+            }
+            ReferenceFrame::Best => {
+                let found = search(animator, &mut *source, &mut progress, cancel)?;
+                tracing::info!("reference frame: {:?}", found.frames());
+                animator.set_best(found);
+                source.rewind()?;
+            }
         }
-        ReferenceFrame::Best => {
-            let found = search(animator, &mut *source, &mut progress, cancel)?;
-            tracing::info!("reference frame: {:?}", found.frames());
-            animator.set_best(found);
-            source.rewind()?;
-            seconds.search = start.elapsed().as_secs_f64() - seconds.prepare;
-        }
-    }
+        seconds.search = searching.elapsed().as_secs_f64();
 
-    let sink = media::sink::create(
-        &job.output,
-        &WriteOptions {
-            width: photo.width(),
-            height: photo.height(),
-            fps: clip.fps,
-            audio_from: (job.audio && clip.has_audio).then(|| job.clip.clone()),
-            inputs: vec![job.photo.clone(), job.clip.clone()],
-        },
-    )?;
-    let compose = Compose {
-        compositor,
-        sink,
-        paste: job.paste,
-    };
-    let total = clip.frames;
-    let report = |done| {
-        progress(Progress {
-            searching: false,
-            done,
-            total,
-        });
-    };
-    let (compose, stages) = stream(
-        source,
-        animator,
-        compose,
-        job.batch.clamp(1, 64),
-        report,
-        cancel,
-    )?;
-    let finishing = Instant::now();
-    let outputs = compose.sink.finish()?;
-    Ok(Report {
-        frames: stages.frames,
-        outputs,
-        compositor: compose.compositor.device_name(),
-        seconds: Stages {
-            prepare: seconds.prepare,
-            search: seconds.search,
-            encode: stages.seconds.encode + finishing.elapsed().as_secs_f64(),
-            total: start.elapsed().as_secs_f64(),
-            ..stages.seconds
-        },
-    })
+        let sink = media::sink::create(
+            &job.output,
+            &WriteOptions {
+                width: photo.width(),
+                height: photo.height(),
+                fps: clip.fps,
+                audio_from: (job.audio && clip.has_audio).then(|| job.clip.clone()),
+                inputs: vec![job.photo.clone(), job.clip.clone()],
+            },
+        )?;
+        // Its pixels are the compositor's now.
+        drop(photo);
+        let compose = Compose {
+            compositor,
+            sink,
+            paste: job.paste,
+        };
+        let total = clip.frames;
+        let report = |done| {
+            progress(Progress {
+                searching: false,
+                done,
+                total,
+            });
+        };
+        let (compose, stages) = stream(
+            source,
+            animator,
+            compose,
+            job.batch.clamp(1, 64),
+            report,
+            cancel,
+        )?;
+        let finishing = Instant::now();
+        let outputs = compose.sink.finish()?;
+        Ok(Report {
+            frames: stages.frames,
+            outputs,
+            compositor: compose.compositor.device_name(),
+            seconds: Stages {
+                prepare: seconds.prepare,
+                search: seconds.search,
+                encode: stages.seconds.encode + finishing.elapsed().as_secs_f64(),
+                total: opening + start.elapsed().as_secs_f64(),
+                ..stages.seconds
+            },
+        })
+    }
+}
+
+impl std::fmt::Debug for Opened<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened")
+            .field("job", self.job)
+            .finish_non_exhaustive()
+    }
 }
 
 fn crops(job: &Job, photo: &RgbaImage) -> Result<Vec<Rect>, faces::Error> {
@@ -261,7 +319,7 @@ fn crops(job: &Job, photo: &RgbaImage) -> Result<Vec<Rect>, faces::Error> {
     }
 }
 
-fn read_options(job: &Job, clip: &ClipInfo, size: u32) -> ReadOptions {
+fn read_options(job: &Job, clip: &ClipInfo, size: Option<u32>) -> ReadOptions {
     let crop = match job.window {
         Window::Whole => None,
         Window::Part(part) => Some(part),
@@ -276,7 +334,7 @@ fn read_options(job: &Job, clip: &ClipInfo, size: u32) -> ReadOptions {
     };
     ReadOptions {
         crop,
-        size: Some((size, size)),
+        size: size.map(|side| (side, side)),
         ..ReadOptions::default()
     }
 }

@@ -392,8 +392,10 @@ fn bad_inputs_get_one_sentence_and_leave_nothing() {
         let complaint = fails(&animate(PHOTO, &clip, &out, more), 1);
         assert!(complaint.contains(wanted), "{more:?}: {complaint}");
     }
-    for out in ["/proc/nothing/out.mp4", &folder.path("out.xyz"), &clip] {
-        fails(&animate(PHOTO, &clip, out, &[]), 1);
+    fails(&animate(PHOTO, &clip, "/proc/nothing/out.mp4", &[]), 1);
+    for (out, wanted) in [(&folder.path("out.xyz"), "out.xyz"), (&clip, "overwrite")] {
+        let complaint = fails(&animate(PHOTO, &clip, out, &[]), 2);
+        assert!(complaint.contains(wanted), "{complaint}");
     }
     assert_eq!(folder.files(), before, "something was left behind");
 }

@@ -143,7 +143,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         relative: !args.absolute,
         adapt_scale: !args.no_adapt_scale,
     };
-    let opened = offline::open(&job)?;
+    let opened = offline::open(&job).map_err(failure)?;
     let engine = engine(&args)?;
     tracing::info!(
         "motion: {}, {}",
@@ -170,9 +170,20 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     let mut bar = Bar::new();
     let result = opened.run(&mut animator, |progress| bar.show(progress), stop);
     bar.finish();
-    let report = result?;
+    let report = result.map_err(failure)?;
     tell(&args, &report, &device);
     Ok(())
+}
+
+/// What the command line says is wrong whatever the files hold.
+fn failure(error: offline::Error) -> Failure {
+    use media::Error::{Overwrites, UnknownOutput};
+    match error {
+        offline::Error::Media(error @ (UnknownOutput { .. } | Overwrites { .. })) => {
+            Failure::Usage(error.to_string())
+        }
+        error => error.into(),
+    }
 }
 
 fn job(args: &Args) -> Job {

@@ -61,21 +61,13 @@ pub fn create(output: &Path, options: &WriteOptions) -> Result<Box<dyn FrameSink
             want: size,
         });
     }
-    let unknown = || Error::UnknownOutput {
-        path: output.to_owned(),
+    let kind = kind(output, &options.inputs)?;
+    let format = match kind {
+        Kind::Pictures(pattern) => {
+            return Ok(Box::new(Sequence::create(output, pattern, size)?));
+        }
+        Kind::Video(format) => format,
     };
-    if extension(output) == "png" {
-        let pattern = Pattern::parse(output).ok_or_else(unknown)?;
-        refuse_overwriting(output, &options.inputs)?;
-        return Ok(Box::new(Sequence::create(output, pattern, size)?));
-    }
-    let format = match extension(output).as_str() {
-        "mp4" => Format::Mp4,
-        "webm" => Format::Webm,
-        "gif" => Format::Gif,
-        _ => return Err(unknown()),
-    };
-    refuse_overwriting(output, &options.inputs)?;
     match fs::metadata(output) {
         Ok(there) if there.is_dir() => {
             return Err(Error::Write {
@@ -88,6 +80,35 @@ pub fn create(output: &Path, options: &WriteOptions) -> Result<Box<dyn FrameSink
         _ => {}
     }
     Ok(Box::new(Encoded::create(output, format, options)?))
+}
+
+/// Whether [`create`] knows what to write, from the name alone, and would not write over `inputs`.
+///
+/// # Errors
+/// [`Error::UnknownOutput`] and [`Error::Overwrites`].
+pub fn check(output: &Path, inputs: &[PathBuf]) -> Result<(), Error> {
+    kind(output, inputs).map(|_| ())
+}
+
+/// What a name asks for.
+enum Kind {
+    Pictures(Pattern),
+    Video(Format),
+}
+
+fn kind(output: &Path, inputs: &[PathBuf]) -> Result<Kind, Error> {
+    let kind = match extension(output).as_str() {
+        "png" => Pattern::parse(output).map(Kind::Pictures),
+        "mp4" => Some(Kind::Video(Format::Mp4)),
+        "webm" => Some(Kind::Video(Format::Webm)),
+        "gif" => Some(Kind::Video(Format::Gif)),
+        _ => None,
+    };
+    let kind = kind.ok_or_else(|| Error::UnknownOutput {
+        path: output.to_owned(),
+    })?;
+    refuse_overwriting(output, inputs)?;
+    Ok(kind)
 }
 
 /// Where the result goes.

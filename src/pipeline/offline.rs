@@ -168,12 +168,13 @@ pub struct Opened<'a> {
     seconds: f64,
 }
 
-/// Opens a job's photo and clip.
+/// Opens a job's photo and clip, and looks at the name of its output.
 ///
 /// # Errors
-/// Whatever is wrong with the photo, the boxes or the clip, in one sentence.
+/// Whatever is wrong with the photo, the boxes, the clip or the name of the output, in one sentence.
 pub fn open(job: &Job) -> Result<Opened<'_>, Error> {
     let start = Instant::now();
+    media::sink::check(&job.output, &inputs(job))?;
     let photo = media::open_photo(&job.photo)?;
     let crops = crops(job, &photo)?;
     let mut source = media::clip::open(&job.clip, &ReadOptions::default())?;
@@ -250,7 +251,7 @@ impl Opened<'_> {
                 height: photo.height(),
                 fps: clip.fps,
                 audio_from: (job.audio && clip.has_audio).then(|| job.clip.clone()),
-                inputs: vec![job.photo.clone(), job.clip.clone()],
+                inputs: inputs(job),
             },
         )?;
         // Its pixels are the compositor's now.
@@ -299,6 +300,10 @@ impl std::fmt::Debug for Opened<'_> {
             .field("job", self.job)
             .finish_non_exhaustive()
     }
+}
+
+fn inputs(job: &Job) -> Vec<PathBuf> {
+    vec![job.photo.clone(), job.clip.clone()]
 }
 
 fn crops(job: &Job, photo: &RgbaImage) -> Result<Vec<Rect>, faces::Error> {

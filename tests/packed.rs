@@ -106,6 +106,67 @@ fn odd_shapes_of_model_are_the_same_packed() {
     with(&|c| c.generator.block_expansion = 20);
 }
 
+/// Mean and largest difference of a picture in 0..1 when products are of bf16: a step of 255, and what
+/// a sharp edge moves by when its deformation is a little off.
+const BF16_PICTURES: (f64, f64) = (1.0 / 255.0, 0.25);
+
+#[test]
+fn bf16_pictures_are_within_a_step_of_255() {
+    let Some(isa) = Isa::bf16() else {
+        return println!("skipped: this machine has no AVX-512 BF16");
+    };
+    let mut comparison = Comparison::default();
+    for (name, config, weights, file) in [
+        (
+            "vox_tiny",
+            common::tiny(false),
+            None,
+            "vox_tiny.safetensors",
+        ),
+        (
+            "mobile_tiny",
+            common::tiny(true),
+            None,
+            "mobile_tiny.safetensors",
+        ),
+        (
+            "mimic-small",
+            ModelConfig::preset("mimic-small").unwrap(),
+            Some("weights/mimic-small.safetensors"),
+            "mimic-small.golden.safetensors",
+        ),
+    ] {
+        let recorded = common::tensors(&format!("tests/fixtures/{file}"));
+        let weights = match weights {
+            Some(file) => common::tensors(file).into_iter().collect(),
+            None => procedural::tensors(&config, name).unwrap(),
+        };
+        let pictures = [Isa::detected(), isa].map(|isa| {
+            let workers = Workers::with_isa(2, isa).unwrap();
+            let mut engine = Engine::new(&config, &weights, workers).unwrap();
+            let source = engine.encode(&rgba(&recorded["source"]));
+            let driving = engine.keypoints(&rgba(&recorded["driving"]));
+            let tensor = |kp: &Keypoints| {
+                Keypoints::to_tensors(std::slice::from_ref(kp), &Device::Cpu).unwrap()
+            };
+            let side = config.image_size as usize;
+            let picture = engine.generate_planes(&source, &driving);
+            let picture = Tensor::from_vec(picture, (3, side, side), &Device::Cpu).unwrap();
+            (tensor(&source.keypoints), tensor(&driving), picture)
+        });
+        let [
+            (kp_source, kp_driving, exact),
+            (bf16_source, bf16_driving, bf16),
+        ] = pictures;
+        let name = |what: &str| format!("{name} {what}");
+        comparison.add_keypoints(&name("kp_source"), &bf16_source, &kp_source, 1e-1);
+        comparison.add_keypoints(&name("kp_driving"), &bf16_driving, &kp_driving, 1e-1);
+        let (mean, max) = BF16_PICTURES;
+        comparison.add(&name("prediction"), &bf16, &exact, mean, max);
+    }
+    comparison.judge();
+}
+
 #[test]
 fn singular_jacobians_leave_a_picture() {
     let config = common::tiny(false);

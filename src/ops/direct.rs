@@ -6,7 +6,7 @@
 
 use super::blocked::{Buffer, Channels, Size};
 use super::conv::{Maps, Sink, Spec};
-use super::simd::{BLOCK, Isa, Simd, accumulate, kernel};
+use super::simd::{BLOCK, Isa, Simd, accumulate_block, kernel, put_operand};
 use super::threads::Workers;
 
 /// A direct convolution's packed weights.
@@ -16,8 +16,10 @@ pub(super) struct Direct {
     out_blocks: usize,
     /// For each input block, its channels that are not padding.
     fill: Vec<usize>,
-    /// `[panel][tap][in channel][panel width]`, padding left out.
+    /// `[panel][tap][slot of in channels][panel width]`, padding left out.
     weights: Buffer,
+    /// Of all channels of one tap.
+    slots: usize,
     isa: Isa,
 }
 
@@ -31,12 +33,19 @@ impl Direct {
         let out_blocks = outs.div_ceil(BLOCK);
         let width = isa.panel();
         let panels = (out_blocks * BLOCK).div_ceil(width);
-        let mut weights = Buffer::zeroed(panels * taps * ins * width);
+        // For each channel its slot and its place there: a slot never spans two blocks.
+        let (mut slots, mut places) = (0, Vec::with_capacity(ins));
+        for &fill in &input.fill() {
+            places.extend((0..fill).map(|c| (slots + c / isa.pair(), c % isa.pair())));
+            slots += fill.div_ceil(isa.pair());
+        }
+        let mut weights = Buffer::zeroed(panels * taps * slots * width);
         for o in 0..outs {
-            for channel in 0..ins {
+            for (channel, &(slot, place)) in places.iter().enumerate() {
                 for tap in 0..taps {
-                    let at = ((o / width * taps + tap) * ins + channel) * width + o % width;
-                    weights[at] = weight[(o * ins + channel) * taps + tap];
+                    let at = ((o / width * taps + tap) * slots + slot) * width + o % width;
+                    let value = weight[(o * ins + channel) * taps + tap];
+                    put_operand(&mut weights[at], place, value, isa);
                 }
             }
         }
@@ -45,6 +54,7 @@ impl Direct {
             out_blocks,
             fill: input.fill(),
             weights,
+            slots,
             isa,
         }
     }
@@ -62,7 +72,6 @@ impl Direct {
         };
         let run = pixels.div_ceil(runs).next_multiple_of(12);
         let runs = pixels.div_ceil(run);
-        let ins: usize = self.fill.iter().sum();
         workers.each(runs * panels, |job| {
             let (panel, first) = (job % panels, job / panels * run);
             let task = Task {
@@ -71,7 +80,8 @@ impl Direct {
                 out_size: maps.full_size,
                 spec: self.spec,
                 fill: &self.fill,
-                weights: self.weights[panel * self.spec.kernel.pow(2) * ins * width..].as_ptr(),
+                weights: self.weights[panel * self.spec.kernel.pow(2) * self.slots * width..]
+                    .as_ptr(),
                 lanes: panel * width..(panel * width + width).min(self.out_blocks * BLOCK),
                 pool: maps.pool,
                 sink: maps.sink,
@@ -164,8 +174,8 @@ unsafe fn body<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) {
                         let mut first = first;
                         for &depth in task.fill {
                             let from = std::array::from_fn(|r| first.add(r * BLOCK));
-                            accumulate::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
-                            weights = weights.add(depth * WIDE * S::LANES);
+                            accumulate_block::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
+                            weights = weights.add(depth.div_ceil(S::PAIR) * WIDE * S::LANES);
                             first = first.wrapping_add(plane);
                         }
                         continue;
@@ -178,8 +188,8 @@ unsafe fn body<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) {
                         }
                     }
                     for &depth in task.fill {
-                        accumulate::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
-                        weights = weights.add(depth * WIDE * S::LANES);
+                        accumulate_block::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
+                        weights = weights.add(depth.div_ceil(S::PAIR) * WIDE * S::LANES);
                         for r in 0..ROWS {
                             from[r] = from[r].wrapping_add(step[r]);
                         }

@@ -19,6 +19,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F: 16 lanes, 32 registers.
     Avx512,
+    /// The same with AVX-512 BF16: matrix products of bf16 summed in f32, all else in f32.
+    Avx512Bf16,
     /// 64-bit Arm: 4 lanes, 32 registers.
     Neon,
 }
@@ -38,7 +40,18 @@ impl Isa {
         })
     }
 
-    /// Every one this machine can run, widest first.
+    /// The one whose matrix products are of bf16, where this machine has it.
+    pub fn bf16() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512bf16")
+        {
+            return Some(Self::Avx512Bf16);
+        }
+        None
+    }
+
+    /// Every one of f32 this machine can run, widest first.
     pub fn available() -> Vec<Self> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -64,6 +77,7 @@ impl Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
             Self::Neon => "neon",
         }
     }
@@ -71,9 +85,22 @@ impl Isa {
     /// Output channels that one matrix micro-kernel makes at once: how weights are packed.
     pub(crate) const fn panel(self) -> usize {
         match self {
-            Self::Avx512 => 32,
+            Self::Avx512 | Self::Avx512Bf16 => 32,
             Self::Portable | Self::Avx2 | Self::Neon => 16,
         }
+    }
+
+    /// Channels in one slot of a matrix product's operands: 1 of f32, or 2 of bf16.
+    pub(crate) const fn pair(self) -> usize {
+        match self {
+            Self::Avx512Bf16 => 2,
+            Self::Portable | Self::Avx2 | Self::Avx512 | Self::Neon => 1,
+        }
+    }
+
+    /// Whether this machine can run it.
+    pub(crate) fn runs_here(self) -> bool {
+        Self::available().contains(&self) || Self::bf16() == Some(self)
     }
 }
 
@@ -87,6 +114,8 @@ pub(crate) trait Simd: Copy {
     type V: Copy;
     /// Values in it; divides [`BLOCK`].
     const LANES: usize;
+    /// See [`Isa::pair`].
+    const PAIR: usize = 1;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
@@ -99,6 +128,30 @@ pub(crate) trait Simd: Copy {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// c - a * b.
     unsafe fn fnma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// Writes channels as an operand of matrix products: `LANES / PAIR` slots.
+    #[inline(always)]
+    unsafe fn store_operand(to: *mut f32, v: Self::V) {
+        // SAFETY: the caller's promises.
+        unsafe { Self::store(to, v) }
+    }
+    /// c + a * b of operands, slot by slot.
+    #[inline(always)]
+    unsafe fn dot(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // SAFETY: the caller's promises.
+        unsafe { Self::fma(a, b, c) }
+    }
+}
+
+/// Puts a channel's value into its slot of a packed operand; `channel` counts within the pair.
+pub(crate) fn put_operand(slot: &mut f32, channel: usize, value: f32, isa: Isa) {
+    if isa.pair() == 1 {
+        *slot = value;
+        return;
+    }
+    let half = u32::from(half::bf16::from_f32(value).to_bits());
+    let shift = 16 * channel as u32;
+    *slot = f32::from_bits((slot.to_bits() & !(0xffff << shift)) | (half << shift));
 }
 
 /// Plain Rust: the fallback, and what the vector units are tested against.
@@ -155,7 +208,8 @@ impl Simd for Portable {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! unit {
     ($(#[$doc:meta])* $name:ident, $v:ty, $lanes:literal, $splat:ident, $load:ident, $store:ident,
-     $add:ident, $sub:ident, $mul:ident, $max:ident, |$a:ident, $b:ident, $c:ident| $fma:expr, $fnma:expr) => {
+     $add:ident, $sub:ident, $mul:ident, $max:ident, |$a:ident, $b:ident, $c:ident| $fma:expr, $fnma:expr
+     $(, $($more:tt)*)?) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
@@ -202,12 +256,13 @@ macro_rules! unit {
             unsafe fn fnma($a: Self::V, $b: Self::V, $c: Self::V) -> Self::V {
                 unsafe { $fnma }
             }
+            $($($more)*)?
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Avx512};
+pub(crate) use x86::{Avx2, Avx512, Avx512Bf16};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -225,6 +280,25 @@ mod x86 {
         Avx512, __m512, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
         _mm512_sub_ps, _mm512_mul_ps, _mm512_max_ps,
         |a, b, c| _mm512_fmadd_ps(a, b, c), _mm512_fnmadd_ps(a, b, c)
+    );
+    unit!(
+        /// AVX-512 F and BF16: a slot of an operand is two channels.
+        Avx512Bf16, __m512, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+        _mm512_sub_ps, _mm512_mul_ps, _mm512_max_ps,
+        |a, b, c| _mm512_fmadd_ps(a, b, c), _mm512_fnmadd_ps(a, b, c),
+        const PAIR: usize = 2;
+        #[inline(always)]
+        unsafe fn store_operand(to: *mut f32, v: Self::V) {
+            unsafe { to.cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(v)) }
+        }
+        #[inline(always)]
+        unsafe fn dot(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            // The registers are the same, only the types say what is in them.
+            unsafe {
+                let [a, b] = [a, b].map(|v| std::mem::transmute::<__m512, __m512bh>(v));
+                _mm512_dpbf16_ps(c, a, b)
+            }
+        }
     );
 }
 
@@ -253,7 +327,7 @@ macro_rules! kernel {
         $(#[$doc])*
         ///
         /// # Safety
-        /// As for the body; `isa` must be one of [`Isa::available`].
+        /// As for the body; `isa` must be one that this machine has.
         #[allow(clippy::too_many_arguments, reason = "a kernel takes its pieces apart")]
         unsafe fn $name(isa: $crate::ops::simd::Isa, $($arg: $ty),*) {
             use $crate::ops::simd::{self, Isa};
@@ -271,11 +345,19 @@ macro_rules! kernel {
                     // SAFETY: the caller's promises, handed on.
                     unsafe { $body::<simd::Avx512, 12, 2>($($arg),*) }
                 }
+                #[target_feature(enable = "avx512f,avx512bf16")]
+                #[allow(clippy::too_many_arguments, reason = "as above")]
+                unsafe fn avx512_bf16($($arg: $ty),*) {
+                    // SAFETY: the caller's promises, handed on.
+                    unsafe { $body::<simd::Avx512Bf16, 12, 2>($($arg),*) }
+                }
                 match isa {
                     // SAFETY: the machine has the unit, says the caller.
                     Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     // SAFETY: as above.
                     Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    Isa::Avx512Bf16 => return unsafe { avx512_bf16($($arg),*) },
                     Isa::Portable | Isa::Neon => {}
                 }
             }
@@ -294,10 +376,11 @@ pub(crate) use kernel;
 
 /// `acc[r][w] += a[r][k] * panel[k][w]` over `k`: the micro-kernel under every matrix product.
 ///
-/// `panel` holds `depth` rows of `WIDE * LANES` weights.
+/// `a[r]` and `panel` are operands (see [`Simd::store_operand`]) of `depth` slots; `panel` holds
+/// `WIDE * LANES` of them for each.
 ///
 /// # Safety
-/// `a[r]` valid for `depth` values each, `panel` for `depth * WIDE * LANES`.
+/// `a[r]` valid for `depth` slots each, `panel` for `depth * WIDE * LANES`.
 #[inline(always)]
 pub(crate) unsafe fn accumulate<S: Simd, const ROWS: usize, const WIDE: usize>(
     acc: &mut [[S::V; WIDE]; ROWS],
@@ -316,10 +399,40 @@ pub(crate) unsafe fn accumulate<S: Simd, const ROWS: usize, const WIDE: usize>(
             for r in 0..ROWS {
                 let x = S::splat(*a[r].add(k));
                 for w in 0..WIDE {
-                    acc[r][w] = S::fma(x, weights[w], acc[r][w]);
+                    acc[r][w] = S::dot(x, weights[w], acc[r][w]);
                 }
             }
             panel = panel.add(WIDE * S::LANES);
         }
     }
+}
+
+/// As [`accumulate`], of `depth` channels of one block as they lie in a map.
+///
+/// # Safety
+/// `a[r]` valid for a whole block each, `panel` for the slots of `depth` channels.
+#[inline(always)]
+pub(crate) unsafe fn accumulate_block<S: Simd, const ROWS: usize, const WIDE: usize>(
+    acc: &mut [[S::V; WIDE]; ROWS],
+    a: [*const f32; ROWS],
+    panel: *const f32,
+    depth: usize,
+) {
+    if S::PAIR == 1 {
+        // SAFETY: the caller's promises; channels are their own operands.
+        return unsafe { accumulate::<S, ROWS, WIDE>(acc, a, panel, depth) };
+    }
+    let mut operands = [[0f32; BLOCK]; ROWS];
+    for r in 0..ROWS {
+        for lane in (0..BLOCK).step_by(S::LANES) {
+            // SAFETY: a block to read, and room for its slots.
+            unsafe {
+                let slots = operands[r].as_mut_ptr().add(lane / S::PAIR);
+                S::store_operand(slots, S::load(a[r].add(lane)));
+            }
+        }
+    }
+    let rows = std::array::from_fn(|r| operands[r].as_ptr());
+    // SAFETY: the slots just written.
+    unsafe { accumulate::<S, ROWS, WIDE>(acc, rows, panel, depth.div_ceil(S::PAIR)) }
 }

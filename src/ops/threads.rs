@@ -29,7 +29,7 @@ impl Workers {
         Self::with_isa(threads, Isa::detected())
     }
 
-    /// As [`Workers::new`], on a given instruction set (one of [`Isa::available`], else the portable one).
+    /// As [`Workers::new`], on a given instruction set (the portable one where this machine has not the asked for).
     ///
     /// # Errors
     /// When the system refuses to start a thread.
@@ -40,11 +40,7 @@ impl Workers {
             .thread_name(|i| format!("infer-{i}"))
             .build()?;
         let scratch = (0..threads).map(|_| Mutex::default()).collect();
-        let isa = if Isa::available().contains(&isa) {
-            isa
-        } else {
-            Isa::Portable
-        };
+        let isa = if isa.runs_here() { isa } else { Isa::Portable };
         Ok(Self {
             pool,
             scratch,

@@ -15,7 +15,7 @@
 
 use super::blocked::{Buffer, Channels, Size};
 use super::conv::{Maps, Sink};
-use super::simd::{BLOCK, Isa, Simd, accumulate, kernel};
+use super::simd::{BLOCK, Isa, Simd, accumulate, kernel, put_operand};
 use super::threads::Workers;
 
 /// Which minimal filtering a layer uses.
@@ -68,7 +68,7 @@ pub(super) struct Winograd {
     padding: usize,
     in_blocks: usize,
     out_blocks: usize,
-    /// `[frequency][panel][in channel][panel width]`.
+    /// `[frequency][panel][slot of in channels][panel width]`.
     weights: Buffer,
     isa: Isa,
 }
@@ -93,7 +93,7 @@ impl Winograd {
         let ins = input.count();
         let out_blocks = outs.div_ceil(BLOCK);
         let alpha = form.alpha();
-        let depth = input.blocks() * BLOCK;
+        let depth = input.blocks() * BLOCK / isa.pair();
         let width = isa.panel();
         let columns = (form.phases() * out_blocks * BLOCK).next_multiple_of(width);
         let mut weights = Buffer::zeroed(alpha * alpha * depth * columns);
@@ -113,9 +113,10 @@ impl Winograd {
                                 .map(|i| rows[i / 3] * cols[i % 3] * f64::from(kernel[i]))
                                 .sum();
                             let frequency = u * alpha + v;
-                            let at =
-                                (frequency * columns + panel * width) * depth + k * width + lane;
-                            weights[at] = sum as f32;
+                            let at = (frequency * columns + panel * width) * depth
+                                + k / isa.pair() * width
+                                + lane;
+                            put_operand(&mut weights[at], k % isa.pair(), sum as f32, isa);
                         }
                     }
                 }
@@ -158,7 +159,7 @@ impl Winograd {
             (self.form.phases() * self.out_blocks * BLOCK).next_multiple_of(self.isa.panel());
         let frequencies = self.form.alpha() * self.form.alpha();
         // The odd block keeps frequencies, which are written together, off the same cache set.
-        let v_stride = run * self.in_blocks * BLOCK + BLOCK;
+        let v_stride = run * self.in_blocks * BLOCK / self.isa.pair() + BLOCK;
         let m_stride = run * columns + BLOCK;
         workers.each_with_scratch(
             tiles.div_ceil(run),
@@ -263,7 +264,7 @@ instance!(output_f2_body = transform_output<4, 2>);
 #[inline(always)]
 unsafe fn transform_input<S: Simd, const A: usize, const STEP: usize>(task: &Task) {
     let Size { height, width } = task.size;
-    let depth = task.in_blocks * BLOCK;
+    let depth = task.in_blocks * BLOCK / S::PAIR;
     let mut patch = [0f32; 36 * BLOCK];
     for t in 0..task.count {
         let tile = task.first + t;
@@ -285,9 +286,10 @@ unsafe fn transform_input<S: Simd, const A: usize, const STEP: usize>(task: &Tas
                     copy_window::<A>(map, task.size, [y0, x0], pad, &mut patch);
                     (patch.as_ptr(), A * BLOCK)
                 };
-                let out = task.v.add(t * depth + block * BLOCK);
+                let out = task.v.add(t * depth + block * BLOCK / S::PAIR);
                 for lane in (0..BLOCK).step_by(S::LANES) {
-                    transform_tile::<S, A>(window.add(lane), stride, out.add(lane), task.v_stride);
+                    let out = out.add(lane / S::PAIR);
+                    transform_tile::<S, A>(window.add(lane), stride, out, task.v_stride);
                 }
             }
         }
@@ -345,7 +347,7 @@ unsafe fn transform_tile<S: Simd, const A: usize>(
         }
         for (i, row) in rows.into_iter().enumerate() {
             for (j, value) in data_transform::<S, A>(row).into_iter().enumerate() {
-                S::store(out.add((i * A + j) * out_stride), value);
+                S::store_operand(out.add((i * A + j) * out_stride), value);
             }
         }
     }
@@ -353,7 +355,7 @@ unsafe fn transform_tile<S: Simd, const A: usize>(
 
 #[inline(always)]
 unsafe fn products_body<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task) {
-    let depth = task.in_blocks * BLOCK;
+    let depth = task.in_blocks * BLOCK / S::PAIR;
     let width = WIDE * S::LANES;
     for f in 0..task.frequencies {
         for panel in 0..task.columns / width {

@@ -11,7 +11,9 @@ pub(super) fn run() -> Result<(), Failure> {
     let mut missing = Vec::new();
     println!("mimic {}", env!("CARGO_PKG_VERSION"));
 
-    let units: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
+    let units: Vec<_> = (Isa::available().into_iter().chain(Isa::bf16()))
+        .map(Isa::name)
+        .collect();
     println!(
         "processor    {} threads, {}",
         available_threads(),

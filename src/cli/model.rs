@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::animate::load::{self, ConfigSource, ModelOptions};
+use crate::animate::load::{self, ConfigSource, ModelOptions, Precision};
 use crate::model::Border;
 use crate::model::packed::Engine;
 
@@ -25,6 +25,17 @@ pub(super) struct Model {
     /// Threads of the networks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
+    /// What the networks multiply: f32, or bf16 where the processor has AVX-512 BF16, which is faster
+    /// and a little less exact; auto is f32
+    #[arg(long, value_enum, default_value_t = PrecisionName::Auto)]
+    precision: PrecisionName,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PrecisionName {
+    Auto,
+    F32,
+    Bf16,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -43,7 +54,7 @@ impl Model {
             (None, Some(preset)) => ConfigSource::Preset(preset),
             (None, None) => ConfigSource::Found,
         };
-        Ok(load::engine(&ModelOptions {
+        let engine = load::engine(&ModelOptions {
             weights: self.weights.as_deref(),
             config,
             border: self.border.map(|border| match border {
@@ -51,12 +62,25 @@ impl Model {
                 BorderName::None => Border::None,
             }),
             threads: self.threads(),
-        })?)
+            precision: match self.precision {
+                PrecisionName::Auto | PrecisionName::F32 => Precision::F32,
+                PrecisionName::Bf16 => Precision::Bf16,
+            },
+        });
+        engine.map_err(wrong_precision)
     }
 
     /// Threads asked for, or all that this process may use.
     pub(super) fn threads(&self) -> usize {
         self.threads.map_or_else(available_threads, usize::from)
+    }
+}
+
+/// A precision that the machine does not have is wrong usage, whatever the weights.
+pub(super) fn wrong_precision(error: load::Error) -> Failure {
+    match error {
+        load::Error::NoBf16 => Failure::Usage(error.to_string()),
+        error => error.into(),
     }
 }
 

@@ -1,16 +1,24 @@
-//! `mimic bench`: how long the networks take on this machine.
+//! `mimic bench`: how long the networks take on this machine, and the whole program.
 
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::Failure;
-use super::model::available_threads;
-use crate::animate::load;
+use super::model::{available_threads, wrong_precision};
+use crate::animate::load::{self, Precision};
+use crate::animate::{Animator, MotionOptions};
 use crate::frame::Prediction;
+use crate::geometry::Rect;
+use crate::gpu::{Choice, PasteSettings};
 use crate::model::config::PRESETS;
 use crate::model::packed::Engine;
+use crate::ops::simd::Isa;
 use crate::ops::threads::Record;
+use crate::pipeline::offline::{self, Faces, Job, ReferenceFrame, Report, Window};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -26,6 +34,9 @@ pub(super) struct Args {
     /// Threads of the networks [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
+    /// What the networks multiply; repeatable [default: f32, and bf16 where the processor has it]
+    #[arg(long, value_enum)]
+    precision: Vec<Exactness>,
     /// A table of every layer: milliseconds, and GFLOP/s of the layer as defined
     #[arg(long)]
     layers: bool,
@@ -34,7 +45,24 @@ pub(super) struct Args {
     json: bool,
 }
 
-#[allow(clippy::print_stdout, reason = "this is the result")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Exactness {
+    F32,
+    Bf16,
+}
+
+/// What the whole program is timed on: the demo's photo, crop and clip, where it is run beside them.
+const PHOTO: &str = "assets/mona-lisa.jpg";
+const CROP: Rect = Rect {
+    x1: 150,
+    y1: 60,
+    x2: 670,
+    y2: 580,
+};
+const CLIP: &str = "assets/driver.mp4";
+/// How often.
+const RUNS: usize = 3;
+
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let usual = ["vox-256", "vox-mobile", "mimic-small"].map(str::to_owned);
     let networks = if args.network.is_empty() {
@@ -42,37 +70,140 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     } else {
         &args.network
     };
+    let precisions = match &args.precision[..] {
+        [] if Isa::bf16().is_some() => &[Exactness::F32, Exactness::Bf16],
+        [] => &[Exactness::F32][..],
+        asked => asked,
+    };
     let threads = args.threads.map_or_else(available_threads, usize::from);
-    let mut rows = Vec::new();
+    let mut table = Table {
+        quiet: args.json,
+        rows: Vec::new(),
+    };
     for name in networks {
-        let mut engine = load::procedural(name, threads)?;
-        let isa = engine.workers().isa.name();
-        for (photo, each) in [("each frame", true), ("cached", false)] {
-            let seconds = time(&mut engine, args, each);
-            let median = seconds[seconds.len() / 2];
-            if !args.json {
-                println!(
-                    "{name:12} photo {photo:10} median {:7.2} ms, min {:7.2} ms ({isa}, {threads} threads)",
-                    median * 1e3,
-                    seconds[0] * 1e3
-                );
+        for precision in precisions {
+            let (precision, label) = match precision {
+                Exactness::F32 => (Precision::F32, "f32"),
+                Exactness::Bf16 => (Precision::Bf16, "bf16"),
+            };
+            let mut engine = load::procedural(name, threads, precision).map_err(wrong_precision)?;
+            let label = format!("mimic {label} ({})", engine.workers().isa.name());
+            for (photo, each) in [("each frame", true), ("cached", false)] {
+                let seconds = time(&mut engine, args, each);
+                table.add(name, &label, photo, &seconds, json!({}));
             }
-            rows.push(json!({
-                "network": name, "engine": format!("mimic f32 ({isa})"), "photo": photo,
-                "median_s": median, "min_s": seconds[0], "frames": seconds.len(),
-            }));
-        }
-        if args.layers {
-            let layers = layers(&mut engine, args);
-            if !args.json {
-                print(&layers);
+            if args.layers {
+                table.layers(name, &label, layers(&mut engine, args));
             }
-            rows.extend(layers.iter().map(|layer| to_json(name, layer)));
+            // Of a model that means something: others' faces would not move.
+            if name == "mimic-small" {
+                end_to_end(&mut table, engine, &label)?;
+            }
         }
     }
-    if args.json {
-        println!("{:#}", json!({ "threads": threads, "rows": rows }));
+    table.finish(threads);
+    Ok(())
+}
+
+/// The rows, printed as they come or at the end as JSON.
+struct Table {
+    quiet: bool,
+    rows: Vec<Value>,
+}
+
+#[allow(clippy::print_stdout, reason = "this is the result")]
+impl Table {
+    /// `seconds` of frames are sorted.
+    fn add(&mut self, network: &str, engine: &str, photo: &str, seconds: &[f64], more: Value) {
+        let (median, least) = (seconds[seconds.len() / 2], seconds[0]);
+        if !self.quiet {
+            println!(
+                "{network:12} {engine:34} photo {photo:10} median {:7.2} ms, min {:7.2} ms",
+                median * 1e3,
+                least * 1e3
+            );
+        }
+        let mut row = json!({
+            "network": network, "engine": engine, "photo": photo,
+            "median_s": median, "min_s": least, "frames": seconds.len(),
+        });
+        if let (Value::Object(row), Value::Object(more)) = (&mut row, more) {
+            row.extend(more);
+        }
+        self.rows.push(row);
     }
+
+    fn layers(&mut self, network: &str, engine: &str, layers: Vec<Record>) {
+        if !self.quiet {
+            print(&layers);
+        }
+        self.rows.extend(layers.iter().map(|layer| {
+            json!({
+                "network": network, "engine": engine, "layer": layer.name,
+                "algorithm": layer.algorithm, "seconds": layer.seconds, "flops": layer.flops,
+            })
+        }));
+    }
+
+    fn finish(&self, threads: usize) {
+        if self.quiet {
+            println!("{:#}", json!({ "threads": threads, "rows": self.rows }));
+        }
+    }
+}
+
+/// The whole program on the demo: seconds of each frame from the first to the last that is written,
+/// reading, networks, compositor and encoder beside each other.
+fn end_to_end(table: &mut Table, engine: Engine, label: &str) -> Result<(), Failure> {
+    if !(Path::new(PHOTO).exists() && Path::new(CLIP).exists()) {
+        eprintln!("no row from end to end: {PHOTO} and {CLIP} are not here");
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let job = Job {
+        photo: PHOTO.into(),
+        faces: Faces::Crops(vec![CROP]),
+        clip: CLIP.into(),
+        window: Window::Centre,
+        reference: ReferenceFrame::Number(0),
+        output: folder.path().join("result.mp4"),
+        audio: true,
+        paste: PasteSettings::default(),
+        compositor: Choice::Auto,
+        batch: 4,
+    };
+    let mut animator = Animator::new(engine, MotionOptions::default());
+    let mut reports = Vec::new();
+    for _ in 0..RUNS {
+        reports.push(offline::run(
+            &job,
+            &mut animator,
+            |_| {},
+            &AtomicBool::new(false),
+        )?);
+    }
+    let each = |report: &Report| {
+        (report.seconds.total - report.seconds.prepare) / report.frames.max(1) as f64
+    };
+    reports.sort_by(|a, b| each(a).total_cmp(&each(b)));
+    let seconds: Vec<f64> = reports.iter().map(each).collect();
+    let report = &reports[RUNS / 2];
+    let stages = report.seconds;
+    let stage = |seconds: f64| seconds / report.frames.max(1) as f64;
+    table.add(
+        "mimic-small",
+        &format!("{label}, end to end"),
+        "cached",
+        &seconds,
+        json!({
+            "fps": 1.0 / seconds[RUNS / 2], "frames": report.frames, "compositor": report.compositor,
+            "stages_s": {
+                "decode": stage(stages.decode), "keypoints": stage(stages.keypoints),
+                "generate": stage(stages.generate), "compose": stage(stages.compose),
+                "encode": stage(stages.encode),
+            },
+        }),
+    );
     Ok(())
 }
 
@@ -147,13 +278,6 @@ fn print(layers: &[Record]) {
         );
     }
     println!("{:60} {:>10} {:8.3}", "sum", "", total * 1e3);
-}
-
-fn to_json(network: &str, layer: &Record) -> Value {
-    json!({
-        "network": network, "layer": layer.name, "algorithm": layer.algorithm,
-        "seconds": layer.seconds, "flops": layer.flops,
-    })
 }
 
 /// Three pictures that are neither flat nor noise.

@@ -4,6 +4,8 @@
 //! over taps and blocks of input channels. Taps outside the picture read a line of zeros. Nearest x2
 //! before the convolution is a matter of which pixel a tap reads.
 
+use std::ops::Range;
+
 use super::blocked::{Buffer, Channels, Size};
 use super::conv::{Maps, Sink, Spec};
 use super::simd::{BLOCK, Isa, Simd, accumulate_block, kernel, put_operand};
@@ -13,11 +15,12 @@ use super::threads::Workers;
 #[derive(Debug)]
 pub(super) struct Direct {
     spec: Spec,
-    out_blocks: usize,
     /// For each input block, its channels that are not padding.
     fill: Vec<usize>,
     /// `[panel][tap][slot of in channels][panel width]`, padding left out.
     weights: Buffer,
+    /// The output channels of each panel: one block where two would be half padding.
+    panels: Vec<Range<usize>>,
     /// Of all channels of one tap.
     slots: usize,
     isa: Isa,
@@ -31,37 +34,41 @@ impl Direct {
     pub(super) fn new(spec: Spec, weight: &[f32], outs: usize, input: &Channels, isa: Isa) -> Self {
         let (ins, taps) = (input.count(), spec.kernel * spec.kernel);
         let out_blocks = outs.div_ceil(BLOCK);
-        let width = isa.panel();
-        let panels = (out_blocks * BLOCK).div_ceil(width);
+        let padded = out_blocks * BLOCK;
+        let panels: Vec<Range<usize>> = (0..padded)
+            .step_by(isa.panel())
+            .map(|first| first..(first + isa.panel()).min(padded))
+            .collect();
         // For each channel its slot and its place there: a slot never spans two blocks.
         let (mut slots, mut places) = (0, Vec::with_capacity(ins));
         for &fill in &input.fill() {
             places.extend((0..fill).map(|c| (slots + c / isa.pair(), c % isa.pair())));
             slots += fill.div_ceil(isa.pair());
         }
-        let mut weights = Buffer::zeroed(panels * taps * slots * width);
+        let mut weights = Buffer::zeroed(padded * taps * slots);
         for o in 0..outs {
+            let panel = &panels[o / isa.panel()];
             for (channel, &(slot, place)) in places.iter().enumerate() {
                 for tap in 0..taps {
-                    let at = ((o / width * taps + tap) * slots + slot) * width + o % width;
+                    let row = panel.start * taps * slots + (tap * slots + slot) * panel.len();
                     let value = weight[(o * ins + channel) * taps + tap];
-                    put_operand(&mut weights[at], place, value, isa);
+                    put_operand(&mut weights[row + o - panel.start], place, value, isa);
                 }
             }
         }
         Self {
             spec,
-            out_blocks,
             fill: input.fill(),
             weights,
             slots,
+            panels,
             isa,
         }
     }
 
     pub(super) fn run(&self, workers: &Workers, maps: &Maps<'_>) {
-        let width = self.isa.panel();
-        let panels = (self.out_blocks * BLOCK).div_ceil(width);
+        let panels = self.panels.len();
+        let taps = self.spec.kernel * self.spec.kernel;
         let pixels = maps.full_size.pixels();
         // Enough jobs to share; each at least some register tiles long. Small maps with many channels
         // are bound by their weights: there a job is a panel, and every weight is read once.
@@ -73,16 +80,15 @@ impl Direct {
         let run = pixels.div_ceil(runs).next_multiple_of(12);
         let runs = pixels.div_ceil(run);
         workers.each(runs * panels, |job| {
-            let (panel, first) = (job % panels, job / panels * run);
+            let (panel, first) = (&self.panels[job % panels], job / panels * run);
             let task = Task {
                 input: maps.input.as_ptr(),
                 size: maps.size,
                 out_size: maps.full_size,
                 spec: self.spec,
                 fill: &self.fill,
-                weights: self.weights[panel * self.spec.kernel.pow(2) * self.slots * width..]
-                    .as_ptr(),
-                lanes: panel * width..(panel * width + width).min(self.out_blocks * BLOCK),
+                weights: self.weights[panel.start * taps * self.slots..].as_ptr(),
+                lanes: panel.clone(),
                 pool: maps.pool,
                 sink: maps.sink,
                 first,
@@ -103,7 +109,7 @@ struct Task<'a> {
     spec: Spec,
     fill: &'a [usize],
     weights: *const f32,
-    lanes: std::ops::Range<usize>,
+    lanes: Range<usize>,
     pool: bool,
     sink: Sink,
     first: usize,
@@ -132,6 +138,20 @@ kernel!(
 
 #[inline(always)]
 unsafe fn body<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        if task.lanes.len() == WIDE * S::LANES {
+            tiles::<S, ROWS, WIDE>(task);
+        } else {
+            // One block, a half of the widest panel.
+            debug_assert_eq!(task.lanes.len(), S::LANES);
+            tiles::<S, ROWS, 1>(task);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) {
     let Spec {
         kernel,
         padding,

@@ -5,6 +5,8 @@
 //! kernels treat the border themselves, which lets every buffer be used for any layer.
 //! A concatenation is two runs of blocks behind each other, each padded on its own ([`Channels`]).
 
+use std::mem::MaybeUninit;
+
 use super::simd::BLOCK;
 
 /// One block of one pixel.
@@ -19,7 +21,11 @@ pub struct Buffer(Vec<Line>);
 impl Buffer {
     /// `len` zeros, rounded up to a whole block.
     pub fn zeroed(len: usize) -> Self {
-        Self(vec![Line::default(); len.div_ceil(BLOCK)])
+        let lines = len.div_ceil(BLOCK);
+        let mut memory = Vec::with_capacity(lines);
+        want_large_pages(memory.spare_capacity_mut());
+        memory.resize(lines, Line::default());
+        Self(memory)
     }
 
     /// The values, padded with zeros to a whole block.
@@ -32,9 +38,31 @@ impl Buffer {
     /// Makes room for at least `len` values; what is there keeps its place.
     pub fn grow(&mut self, len: usize) {
         if self.len() < len {
-            self.0.resize(len.div_ceil(BLOCK), Line::default());
+            let mut larger = Self::zeroed(len);
+            larger[..self.len()].copy_from_slice(self);
+            *self = larger;
         }
     }
+}
+
+/// Asks for pages of 2 MiB where nothing has been written yet: a layer's weights and scratch are
+/// thousands of small ones, more than the processor keeps the places of. A refusal costs time alone.
+fn want_large_pages(memory: &mut [MaybeUninit<Line>]) {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 4096;
+        const LARGE: usize = 2 << 20;
+        let bytes = memory.as_mut_ptr_range();
+        let start = bytes.start.addr().next_multiple_of(PAGE);
+        let end = bytes.end.addr() / PAGE * PAGE;
+        if end.saturating_sub(start) >= LARGE {
+            let first = bytes.start.with_addr(start);
+            // SAFETY: whole pages of memory that this process owns; the advice changes no content.
+            unsafe { libc::madvise(first.cast(), end - start, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
 }
 
 impl std::ops::Deref for Buffer {

@@ -98,6 +98,14 @@ impl Isa {
         }
     }
 
+    /// The same unit with products of f32.
+    pub(crate) const fn exact(self) -> Self {
+        match self {
+            Self::Avx512Bf16 => Self::Avx512,
+            other => other,
+        }
+    }
+
     /// Whether this machine can run it.
     pub(crate) fn runs_here(self) -> bool {
         Self::available().contains(&self) || Self::bf16() == Some(self)

@@ -48,6 +48,14 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// For products of f32, whatever the instruction set.
+    pub(super) fn exact(self) -> Self {
+        Self {
+            isa: self.isa.exact(),
+            ..self
+        }
+    }
+
     /// One tensor in f32, row by row.
     fn get(&self, name: &str, len: usize) -> candle_core::Result<Vec<f32>> {
         let name = format!("{}.{name}", self.prefix);

@@ -49,7 +49,8 @@ impl Engine {
         workers: Workers,
     ) -> candle_core::Result<Self> {
         let weights = |name: &str| layers::Weights::new(tensors, name, workers.isa);
-        let kp = keypoints::KeypointDetector::new(config, &weights("kp_detector"))?;
+        // A keypoint that is a little off moves a whole region, and finding them is a small part of a frame.
+        let kp = keypoints::KeypointDetector::new(config, &weights("kp_detector").exact())?;
         let generator = generator::Generator::new(config, &weights("generator"))?;
         Ok(Self {
             config: config.clone(),

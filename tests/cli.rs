@@ -225,6 +225,23 @@ fn json_tells_frames_seconds_memory_device_and_outputs() {
 }
 
 #[test]
+fn bf16_runs_where_the_processor_has_it_and_says_so_elsewhere() {
+    let folder = Folder::new();
+    let clip = folder.clip(1);
+    let out = folder.path("a/%d.png");
+    let args = animate(PHOTO, &clip, &out, &["--precision", "bf16", "--json"]);
+    if mimic::ops::simd::Isa::bf16().is_some() {
+        let report: serde_json::Value = serde_json::from_str(&works(&args)).unwrap();
+        let device = report["device"]["networks"].as_str().unwrap();
+        assert!(device.contains("bf16"), "{device}");
+    } else {
+        println!("this machine has no AVX-512 BF16: only the refusal is tested");
+        let complaint = fails(&args, 2);
+        assert!(complaint.contains("--precision f32"), "{complaint}");
+    }
+}
+
+#[test]
 fn several_boxes_move_several_faces() {
     let folder = Folder::new();
     let clip = folder.clip(12);
@@ -319,6 +336,7 @@ fn wrong_usage_leaves_with_two() {
         &animate(PHOTO, "clip.mp4", "o.mp4", &["--relative", "--absolute"]),
         &animate(PHOTO, "clip.mp4", "o.mp4", &["--batch-size", "0"]),
         &animate(PHOTO, "clip.mp4", "o.mp4", &["--image-size", "300"]),
+        &animate(PHOTO, "clip.mp4", "o.mp4", &["--precision", "f64"]),
     ] {
         fails(args, 2);
     }

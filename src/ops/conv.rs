@@ -45,6 +45,7 @@ pub struct Activated<'a> {
 #[derive(Debug)]
 pub struct Conv {
     spec: Spec,
+    stride: usize,
     in_blocks: usize,
     out_blocks: usize,
     bias: Buffer,
@@ -73,12 +74,6 @@ impl Conv {
         size: Size,
         isa: Isa,
     ) -> Self {
-        let (outs, ins) = (bias.len(), input.count());
-        assert_eq!(
-            weight.len(),
-            outs * ins * spec.kernel * spec.kernel,
-            "weights of {outs} x {ins}, {spec:?}"
-        );
         let side = size.height.min(size.width);
         let form = match (spec.kernel, spec.padding, spec.upsample) {
             (3, 1, true) if side >= 8 => Some(Form::Up),
@@ -86,14 +81,48 @@ impl Conv {
             (3, 0 | 1, false) if side >= 8 => Some(Form::F2),
             _ => None,
         };
+        Self::pack(form, (spec, 1), weight, bias, input, isa)
+    }
+
+    /// As [`Conv::new`], of every `stride`-th pixel of every `stride`-th row alone, from the first on.
+    ///
+    /// # Panics
+    /// As [`Conv::new`], and with a stride of 0 or after nearest x2.
+    pub fn with_stride(
+        spec: Spec,
+        stride: usize,
+        weight: &[f32],
+        bias: &[f32],
+        input: &Channels,
+        isa: Isa,
+    ) -> Self {
+        assert!(stride > 0 && !spec.upsample, "stride {stride} of {spec:?}");
+        Self::pack(None, (spec, stride), weight, bias, input, isa)
+    }
+
+    fn pack(
+        form: Option<Form>,
+        (spec, stride): (Spec, usize),
+        weight: &[f32],
+        bias: &[f32],
+        input: &Channels,
+        isa: Isa,
+    ) -> Self {
+        let (outs, ins) = (bias.len(), input.count());
+        assert_eq!(
+            weight.len(),
+            outs * ins * spec.kernel * spec.kernel,
+            "weights of {outs} x {ins}, {spec:?}"
+        );
         let kernel = match form {
             Some(form) => {
                 Kernel::Winograd(Winograd::new(form, spec.padding, weight, outs, input, isa))
             }
-            None => Kernel::Direct(Direct::new(spec, weight, outs, input, isa)),
+            None => Kernel::Direct(Direct::new((spec, stride), weight, outs, input, isa)),
         };
         Self {
             spec,
+            stride,
             in_blocks: input.blocks(),
             out_blocks: outs.div_ceil(BLOCK),
             bias: Buffer::from_slice(bias),
@@ -106,7 +135,8 @@ impl Conv {
     pub fn output_size(&self, input: Size, pool: bool) -> Size {
         let side = |n: usize| {
             let n = if self.spec.upsample { 2 * n } else { n };
-            (n + 2 * self.spec.padding + 1 - self.spec.kernel) / if pool { 2 } else { 1 }
+            let all = n + 2 * self.spec.padding + 1 - self.spec.kernel;
+            all.div_ceil(self.stride) / if pool { 2 } else { 1 }
         };
         Size {
             height: side(input.height),

@@ -1,4 +1,4 @@
-//! Direct convolution of any square kernel, stride 1: 1x1, 7x7, and 3x3 on maps too small for tiles.
+//! Direct convolution of any square kernel: 1x1, 7x7, 3x3 on maps too small for tiles, and with a stride.
 //!
 //! A register tile is some neighbouring output pixels by one panel of output channels; the sum runs
 //! over taps and blocks of input channels. Taps outside the picture read a line of zeros. Nearest x2
@@ -15,6 +15,7 @@ use super::threads::Workers;
 #[derive(Debug)]
 pub(super) struct Direct {
     spec: Spec,
+    stride: usize,
     /// For each input block, its channels that are not padding.
     fill: Vec<usize>,
     /// `[panel][tap][slot of in channels][panel width]`, padding left out.
@@ -31,7 +32,13 @@ static ZEROS: [f32; BLOCK] = [0.0; BLOCK];
 
 impl Direct {
     /// Packs `weight` (outs, in, k, k).
-    pub(super) fn new(spec: Spec, weight: &[f32], outs: usize, input: &Channels, isa: Isa) -> Self {
+    pub(super) fn new(
+        (spec, stride): (Spec, usize),
+        weight: &[f32],
+        outs: usize,
+        input: &Channels,
+        isa: Isa,
+    ) -> Self {
         let (ins, taps) = (input.count(), spec.kernel * spec.kernel);
         let out_blocks = outs.div_ceil(BLOCK);
         let padded = out_blocks * BLOCK;
@@ -58,6 +65,7 @@ impl Direct {
         }
         Self {
             spec,
+            stride,
             fill: input.fill(),
             weights,
             slots,
@@ -86,6 +94,7 @@ impl Direct {
                 size: maps.size,
                 out_size: maps.full_size,
                 spec: self.spec,
+                stride: self.stride,
                 fill: &self.fill,
                 weights: self.weights[panel.start * taps * self.slots..].as_ptr(),
                 lanes: panel.clone(),
@@ -107,6 +116,7 @@ struct Task<'a> {
     /// Before pooling.
     out_size: Size,
     spec: Spec,
+    stride: usize,
     fill: &'a [usize],
     weights: *const f32,
     lanes: Range<usize>,
@@ -159,6 +169,7 @@ unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) 
         ..
     } = task.spec;
     let Size { height, width } = task.size;
+    let stride = task.stride;
     // Pixels of the doubled map are halved by a shift: there is no time for divisions here.
     let doubling = usize::from(upsample);
     let plane = height * width * BLOCK;
@@ -181,8 +192,8 @@ unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) 
                     // Before the picture wraps around to far behind it.
                     let tap = |(y, x): (usize, usize)| {
                         let (y, x) = (
-                            (y + ky).wrapping_sub(padding),
-                            (x + kx).wrapping_sub(padding),
+                            (y * stride + ky).wrapping_sub(padding),
+                            (x * stride + kx).wrapping_sub(padding),
                         );
                         (y < height << doubling && x < width << doubling).then(|| {
                             task.input
@@ -193,7 +204,7 @@ unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) 
                     if let (true, (Some(first), Some(_))) = (neighbours, ends) {
                         let mut first = first;
                         for &depth in task.fill {
-                            let from = std::array::from_fn(|r| first.add(r * BLOCK));
+                            let from = std::array::from_fn(|r| first.add(r * stride * BLOCK));
                             accumulate_block::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
                             weights = weights.add(depth.div_ceil(S::PAIR) * WIDE * S::LANES);
                             first = first.wrapping_add(plane);

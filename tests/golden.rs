@@ -10,12 +10,13 @@ mod common;
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use common::Comparison;
 use mimic::animate::{MotionOptions, normalise};
 use mimic::model::{
-    Border, GeneratorOutput, KeypointTensors, Keypoints, ModelConfig, Networks, SourceFeatures,
-    procedural,
+    Border, FaceDetector, GeneratorOutput, KeypointTensors, Keypoints, ModelConfig, Networks, S3fd,
+    SourceFeatures, procedural, s3fd,
 };
 
 /// Largest difference of keypoints and jacobians.
@@ -106,6 +107,50 @@ fn the_embedded_model_computes_what_it_was_trained_to() {
         ("prediction", &output.prediction),
     ] {
         comparison.add(name, got, &recorded[name], 1e-3, 2e-2);
+    }
+    comparison.judge();
+}
+
+#[test]
+fn the_embedded_detector_computes_what_it_was_trained_to() {
+    let recorded = common::tensors("tests/fixtures/mimic-face.golden.safetensors");
+    let weights = common::tensors("weights/mimic-face.safetensors");
+    let vb = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
+    let network = FaceDetector::new(vb).unwrap();
+    let levels = network
+        .forward(&common::pictures(&recorded["image"]))
+        .unwrap();
+    let mut comparison = Comparison::default();
+    for (i, level) in levels.iter().enumerate() {
+        let name = format!("level{i}");
+        comparison.add(&name, level, &recorded[&name], 1e-4, 1e-3);
+    }
+    comparison.judge();
+}
+
+#[test]
+fn s3fd_computes_what_the_reference_does() {
+    let recorded = common::tensors("tests/fixtures/s3fd_procedural.safetensors");
+    let tensors: HashMap<String, Tensor> = procedural::s3fd("s3fd").unwrap().into_iter().collect();
+    let network = S3fd::new(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)).unwrap();
+    let rgb = (common::pictures(&recorded["image"]) * 255.0).unwrap();
+    let bgr: Vec<Tensor> = (0..3)
+        .map(|i| {
+            let channel = rgb.narrow(1, 2 - i, 1).unwrap();
+            (channel - f64::from(s3fd::MEAN_BGR[i])).unwrap()
+        })
+        .collect();
+    let scales = network.forward(&Tensor::cat(&bgr, 1).unwrap()).unwrap();
+    assert_eq!(scales.len(), s3fd::SCALES);
+    let mut comparison = Comparison::default();
+    for (i, scale) in scales.iter().enumerate() {
+        for (name, got) in [("cls", &scale.classes), ("reg", &scale.boxes)] {
+            let name = format!("{name}{i}");
+            let wanted = &recorded[&name];
+            let largest = wanted.abs().unwrap().max_all().unwrap();
+            let largest = f64::from(largest.to_scalar::<f32>().unwrap());
+            comparison.add(&name, got, wanted, 1e-4 * largest, 1e-3 * largest);
+        }
     }
     comparison.judge();
 }

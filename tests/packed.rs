@@ -8,11 +8,15 @@ mod common;
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use common::Comparison;
+use image::RgbaImage;
+use mimic::animate::pictures;
 use mimic::frame::Prediction;
-use mimic::model::packed::Engine;
-use mimic::model::{Keypoints, ModelConfig, Networks, procedural};
+use mimic::model::face_detector::OUTPUTS;
+use mimic::model::packed::{self, Engine};
+use mimic::model::{FaceDetector, Keypoints, ModelConfig, Networks, procedural};
 use mimic::ops::simd::Isa;
 use mimic::ops::threads::Workers;
 
@@ -61,6 +65,39 @@ fn the_embedded_model_is_the_same_packed() {
         "kp_norm",
         "driving",
     );
+}
+
+#[test]
+fn the_face_detector_is_the_same_packed() {
+    let weights = common::tensors("weights/mimic-face.safetensors");
+    let vb = VarBuilder::from_tensors(weights.clone(), DType::F32, &Device::Cpu);
+    let network = FaceDetector::new(vb).unwrap();
+    let weights: BTreeMap<String, Tensor> = weights.into_iter().collect();
+    for isa in Isa::available() {
+        let workers = Workers::with_isa(2, isa).unwrap();
+        let mut packed = packed::FaceDetector::new(&weights, workers).unwrap();
+        // Larger, then smaller: buffers hold what is left of the picture before.
+        for (width, height) in [(320, 192), (32, 32), (64, 352)] {
+            let picture = RgbaImage::from_fn(width, height, |x, y| {
+                let level = |step: u32| (x * step + y * (step + 4) * (1 + x / 40)) as u8;
+                image::Rgba([level(3), level(5), level(9), 255])
+            });
+            let tensor = pictures::to_tensor(&picture, &Device::Cpu).unwrap();
+            let wanted = network.forward(&tensor).unwrap();
+            let mut comparison = Comparison::default();
+            let levels = packed.run(&picture, width as usize, height as usize);
+            for (cells, wanted) in levels.iter().zip(&wanted) {
+                let name = format!("{} {width}x{height}/{}", isa.name(), cells.stride);
+                let planes: Vec<f32> = (0..OUTPUTS)
+                    .flat_map(|output| cells.values.iter().map(move |cell| cell[output]))
+                    .collect();
+                let shape = (1, OUTPUTS, cells.height, cells.width);
+                let got = Tensor::from_vec(planes, shape, &Device::Cpu).unwrap();
+                comparison.add(&name, &got, wanted, 1e-4, 1e-3);
+            }
+            comparison.judge();
+        }
+    }
 }
 
 #[test]

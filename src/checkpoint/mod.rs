@@ -167,6 +167,18 @@ pub fn embedded() -> Result<Checkpoint, Error> {
     from_bytes(MIMIC_SMALL, "the embedded model")
 }
 
+/// The face detector that is built into the program: `mimic-face`.
+///
+/// # Errors
+/// None in a program that was built from sound sources.
+pub fn embedded_face_detector() -> Result<Checkpoint, Error> {
+    const MIMIC_FACE: &[u8] = include_bytes!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/weights/mimic-face.safetensors"
+    ));
+    from_bytes(MIMIC_FACE, "the embedded face detector")
+}
+
 /// Compares a checkpoint with the tensors that a model needs, by name and shape, both ways.
 ///
 /// The Gaussian of the anti-aliased down-sampling (`down.weight`) is a constant that networks

@@ -9,12 +9,13 @@ use candle_nn::VarBuilder;
 
 use crate::ops::{batch_norm, resample};
 
-/// A convolution (stride 1) with bias.
+/// A convolution with bias.
 #[derive(Clone, Debug)]
 pub struct Conv {
     weight: Tensor,
     bias: Option<Tensor>,
     padding: usize,
+    stride: usize,
     groups: usize,
 }
 
@@ -29,6 +30,8 @@ pub struct ConvShape {
     pub kernel: usize,
     /// Zeros added at each edge.
     pub padding: usize,
+    /// Step from one output pixel to the next.
+    pub stride: usize,
     /// One group per feature instead of one for all.
     pub depthwise: bool,
     /// Whether it has a bias of its own.
@@ -43,12 +46,19 @@ impl ConvShape {
             c_out,
             kernel,
             padding: kernel / 2,
+            stride: 1,
             depthwise: false,
             bias: true,
         }
     }
 
-    fn without_bias(self) -> Self {
+    /// Every second pixel of every second row.
+    pub fn halving(self) -> Self {
+        Self { stride: 2, ..self }
+    }
+
+    /// As a batch norm after it makes its own superfluous.
+    pub fn without_bias(self) -> Self {
         Self {
             bias: false,
             ..self
@@ -80,7 +90,7 @@ impl Conv {
 
     /// (b, c_in, h, w) to (b, c_out, h', w').
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.conv2d(&self.weight, self.padding, 1, 1, self.groups)?;
+        let y = x.conv2d(&self.weight, self.padding, self.stride, 1, self.groups)?;
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
@@ -110,6 +120,7 @@ impl Conv {
             weight,
             bias,
             padding: shape.padding,
+            stride: shape.stride,
             groups,
         })
     }

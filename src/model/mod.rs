@@ -10,12 +10,14 @@ pub mod blocks;
 mod border;
 pub mod config;
 pub mod dense_motion;
+pub mod face_detector;
 pub mod generator;
 pub mod hourglass;
 pub mod keypoint_detector;
 mod keypoints;
 pub mod packed;
 pub mod procedural;
+pub mod s3fd;
 mod tensors;
 
 use std::collections::{BTreeMap, HashMap};
@@ -25,9 +27,11 @@ use candle_nn::VarBuilder;
 
 pub use config::{Border, ModelConfig};
 pub use dense_motion::DenseMotion;
+pub use face_detector::FaceDetector;
 pub use generator::{Generator, GeneratorOutput, SourceFeatures};
 pub use keypoint_detector::{KeypointDetector, KeypointTensors};
 pub use keypoints::Keypoints;
+pub use s3fd::S3fd;
 
 use crate::ops::resample::AntiAlias;
 

@@ -25,13 +25,24 @@ pub fn tensors(config: &ModelConfig, prefix: &str) -> Result<BTreeMap<String, Te
         .expected_tensors()
         .into_iter()
         .map(|(name, shape)| {
-            let mut values = fill(prefix, &name, &shape);
+            let mut values = fill(prefix, &name, &shape, value_of);
             // Jacobians start as identities: those of the last bias, one for each map.
             if shape.len() == 1 && is_last_jacobian_bias(&name, config.kp.mobile) {
                 for (i, value) in values.iter_mut().enumerate() {
                     *value += if matches!(i % 4, 0 | 3) { 1.0 } else { 0.0 };
                 }
             }
+            Ok((name, Tensor::from_vec(values, shape, &Device::Cpu)?))
+        })
+        .collect()
+}
+
+/// Every tensor of [`S3fd::expected_tensors`](super::S3fd::expected_tensors), as [`tensors`].
+pub fn s3fd(prefix: &str) -> Result<BTreeMap<String, Tensor>> {
+    super::S3fd::expected_tensors()
+        .into_iter()
+        .map(|(name, shape)| {
+            let values = fill(prefix, &name, &shape, s3fd_value_of);
             Ok((name, Tensor::from_vec(values, shape, &Device::Cpu)?))
         })
         .collect()
@@ -45,7 +56,13 @@ fn is_last_jacobian_bias(name: &str, mobile: bool) -> bool {
     }
 }
 
-fn fill(prefix: &str, name: &str, shape: &[usize]) -> Vec<f32> {
+/// `value_of` takes a tensor's name, rank and inputs of one output, and v.
+fn fill(
+    prefix: &str,
+    name: &str,
+    shape: &[usize],
+    value_of: impl Fn(&str, usize, usize, f64) -> f64 + Sync,
+) -> Vec<f32> {
     // The formula is about Paddle's names.
     let paddle = name
         .replace(".running_mean", "._mean")
@@ -71,6 +88,16 @@ fn value_of(name: &str, rank: usize, fan_in: usize, v: f64) -> f64 {
         Some("_mean") => 0.2 * v,
         _ => 0.1 * v,
     }
+}
+
+fn s3fd_value_of(name: &str, rank: usize, fan_in: usize, v: f64) -> f64 {
+    let length = match name {
+        "conv3_3_norm.weight" => 10.0,
+        "conv4_3_norm.weight" => 8.0,
+        "conv5_3_norm.weight" => 5.0,
+        _ => return value_of(name, rank, fan_in, v),
+    };
+    length * (1.0 + 0.1 * v)
 }
 
 fn fnv1a64(text: &str) -> u64 {
@@ -101,8 +128,8 @@ mod tests {
     fn values_depend_on_name_and_prefix_and_stay_in_range() {
         let config = ModelConfig::preset("mimic-small").unwrap();
         let (one, other) = (
-            fill("a", "x.weight", &[8, 4, 3, 3]),
-            fill("b", "x.weight", &[8, 4, 3, 3]),
+            fill("a", "x.weight", &[8, 4, 3, 3], value_of),
+            fill("b", "x.weight", &[8, 4, 3, 3], value_of),
         );
         assert_ne!(one, other);
         let bound = (3f32 / 36.0).sqrt() * 1.4;

@@ -102,7 +102,7 @@ impl<'a> Weights<'a> {
     }
 
     /// A convolution and the batch norm after it as one.
-    fn folded(
+    pub(super) fn folded(
         &self,
         conv: &str,
         norm: &str,

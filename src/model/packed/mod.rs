@@ -6,6 +6,7 @@
 //! convolution before them or into the store before a residual block, Winograd filtering,
 //! concatenations and up-sampled maps that are never copied, no allocation while frames run.
 
+mod face_detector;
 mod generator;
 mod hourglass;
 mod keypoints;
@@ -16,6 +17,8 @@ mod picture;
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+
+pub use face_detector::{Cells, FaceDetector};
 
 use super::{Keypoints, ModelConfig};
 use crate::frame::Prediction;

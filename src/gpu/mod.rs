@@ -34,6 +34,7 @@ pub use context::{AdapterReport, adapters};
 pub use mask::{PasteMode, PasteSettings};
 pub use prepare::model_view;
 
+use crate::frame::ViewError;
 use crate::geometry::Rect;
 
 /// Why a frame could not be composed.
@@ -113,13 +114,8 @@ pub enum Error {
         high: f32,
     },
     /// The photo could not be brought to the model's size.
-    #[error("the crop {crop} could not be resized ({reason}): choose another crop")]
-    Resize {
-        /// The crop.
-        crop: Rect,
-        /// What the resizer said.
-        reason: String,
-    },
+    #[error(transparent)]
+    Resize(#[from] ViewError),
 }
 
 /// Largest side of predictions, maps and model inputs that is taken: four times the largest model.

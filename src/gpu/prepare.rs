@@ -29,7 +29,7 @@ use rayon::prelude::*;
 use super::mask::{Mask, smoothstep};
 use super::sample::{Tap, Window, lerp, lerp_rows, resize_taps, widen};
 use super::{Error, MAX_SIZE};
-use crate::frame::Prediction;
+use crate::frame::{self, Prediction};
 use crate::geometry::Rect;
 
 /// Side of the cells in which prediction and source are compared, in pixels of the prediction.
@@ -76,30 +76,11 @@ impl Face {
 /// # Errors
 /// When the crop is not inside the photo or `size` is not 1..=4096.
 pub fn model_view(photo: &RgbaImage, crop: Rect, size: u32) -> Result<RgbaImage, Error> {
-    use fast_image_resize as fir;
     check_crop(photo, crop)?;
     if size == 0 || size > MAX_SIZE {
         return Err(Error::ModelSize(size));
     }
-    let failed = |reason: String| Error::Resize { crop, reason };
-    let (width, height) = photo.dimensions();
-    let source = fir::images::ImageRef::new(width, height, photo.as_raw(), fir::PixelType::U8x4)
-        .map_err(|e| failed(e.to_string()))?;
-    let mut target = fir::images::Image::new(size, size, fir::PixelType::U8x4);
-    let options = fir::ResizeOptions::new()
-        .crop(
-            crop.x1.into(),
-            crop.y1.into(),
-            crop.width().into(),
-            crop.height().into(),
-        )
-        .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear))
-        .use_alpha(false);
-    fir::Resizer::new()
-        .resize(&source, &mut target, &options)
-        .map_err(|e| failed(e.to_string()))?;
-    RgbaImage::from_raw(size, size, target.into_vec())
-        .ok_or_else(|| failed("the result has another size".into()))
+    Ok(frame::view(photo, crop, size, size)?)
 }
 
 /// # Errors

@@ -298,6 +298,45 @@ fn colour_match_takes_a_tint_off_and_leaves_the_photo_alone() {
 }
 
 #[test]
+fn neighbours_share_their_overlap_and_shaders_do_as_their_twin() {
+    let photo = noise(420, 300, 7);
+    let crops = [
+        Rect::new(10, 20, 230, 240),
+        Rect::new(140, 40, 400, 300),
+        Rect::new(60, 130, 220, 290),
+    ];
+    let colours = [[255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 255]];
+    let predictions: Vec<Prediction> = colours
+        .iter()
+        .map(|&colour| with_maps(RgbaImage::from_pixel(64, 64, Rgba(colour)), 1))
+        .collect();
+    let settings = PasteSettings {
+        colour_match: false,
+        detail: 0.0,
+        ..PasteSettings::default()
+    };
+    let mut twin = Compositor::new(Choice::Cpu).unwrap();
+    twin.set_photo(&photo, &crops, 64).unwrap();
+    let frame = twin.composite(&predictions, &settings).unwrap().clone();
+    // The first face's cheek, well inside the second one's mask.
+    assert_eq!(frame.get_pixel(165, 130).0, colours[0]);
+    assert_eq!(frame.get_pixel(250, 170).0, colours[1]);
+    // Across the seam one face goes over into the other, and nothing of the photo shows.
+    for x in 150..260 {
+        let [r, g, b, _] = frame.get_pixel(x, 120).0;
+        assert!(
+            i32::from(r) + i32::from(g) >= 250 && b < 5,
+            "{r} {g} {b} at {x}"
+        );
+    }
+    if let Some(mut shaders) = adapter() {
+        shaders.set_photo(&photo, &crops, 64).unwrap();
+        let other = shaders.composite(&predictions, &settings).unwrap();
+        assert!(worst(&frame, other) <= 1);
+    }
+}
+
+#[test]
 fn detail_is_kept_off_what_the_prediction_has_drawn_anew() {
     // A photo of noise, and a prediction that holds a flat patch in its middle.
     let photo = noise(256, 256, 5);

@@ -3,7 +3,8 @@
 use image::RgbaImage;
 
 use super::Error;
-use super::mask::{Mask, PasteMode, PasteSettings, Raster};
+use super::mask::{PasteMode, PasteSettings, Raster};
+use super::neighbours::Share;
 use super::prepare::{Face, Prepared, Rim, check_crop, model_view};
 use super::reference::{self, Twin};
 use super::scene::Gpu;
@@ -49,9 +50,9 @@ pub struct Compositor {
     output: RgbaImage,
     faces: Vec<Face>,
     prepared: Vec<Prepared>,
-    /// What `masks` and `rims` were made for.
+    /// What `shares` and `rims` were made for.
     masked: Option<PasteSettings>,
-    masks: Vec<Mask>,
+    shares: Vec<Share>,
     rims: Vec<Vec<Rim>>,
     /// The CPU's: one for each face while `output` differs from the photo only inside them.
     rasters: Vec<Raster>,
@@ -83,7 +84,7 @@ impl Compositor {
             faces: Vec::new(),
             prepared: Vec::new(),
             masked: None,
-            masks: Vec::new(),
+            shares: Vec::new(),
             rims: Vec::new(),
             rasters: Vec::new(),
             twins: Vec::new(),
@@ -157,7 +158,7 @@ impl Compositor {
         if let Some(gpu) = self.gpu.as_mut().filter(|gpu| gpu.ready()) {
             // What is left by the CPU's frames is in rows that are read back.
             self.rasters.clear();
-            let result = gpu.render(&self.prepared, &self.masks, &mut self.output);
+            let result = gpu.render(&self.prepared, &self.shares, &mut self.output);
             self.gpu_or_fall_back(result)?;
         }
         if !self.on_gpu() {
@@ -198,14 +199,13 @@ impl Compositor {
         {
             return;
         }
-        let (count, size) = (self.faces.len(), self.photo.dimensions());
-        let mask = |face: &Face| Mask::new(face.crop, count, size, settings);
-        self.masks = self.faces.iter().map(mask).collect();
+        let crops: Vec<Rect> = self.faces.iter().map(|face| face.crop).collect();
+        self.shares = Share::of_all(&crops, self.photo.dimensions(), settings);
         self.rims = self
             .faces
             .iter()
-            .zip(&self.masks)
-            .map(|(f, m)| Rim::of(m, f.crop))
+            .zip(&self.shares)
+            .map(|(face, share)| Rim::of(&share.mask, face.crop))
             .collect();
         self.masked = Some(*settings);
         self.rasters.clear();
@@ -215,9 +215,9 @@ impl Compositor {
         if self.rasters.is_empty() {
             self.output.copy_from_slice(&self.photo);
             self.rasters.resize_with(self.faces.len(), Raster::default);
-            for ((face, mask), raster) in self.faces.iter().zip(&self.masks).zip(&mut self.rasters)
-            {
-                raster.draw(mask, face.crop.width(), face.crop.height());
+            let faces = self.faces.iter().zip(&self.shares);
+            for ((face, share), raster) in faces.zip(&mut self.rasters) {
+                raster.draw(share, face.crop.width(), face.crop.height());
             }
         } else {
             for (face, raster) in self.faces.iter().zip(&self.rasters) {

@@ -14,6 +14,7 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::Error;
+use super::neighbours::Share;
 use crate::geometry::Rect;
 
 /// How faces are put back into the photo.
@@ -214,7 +215,8 @@ pub(crate) struct Raster {
 }
 
 impl Raster {
-    pub(crate) fn draw(&mut self, mask: &Mask, width: u32, height: u32) {
+    pub(crate) fn draw(&mut self, share: &Share, width: u32, height: u32) {
+        let mask = &share.mask;
         let row = width as usize;
         self.bytes.resize(row * height as usize, 0);
         self.spans.resize(height as usize, (0, 0));
@@ -226,8 +228,9 @@ impl Raster {
             .enumerate();
         rows.with_min_len(16).for_each(|(y, (bytes, span))| {
             let row = mask.row(y as u32, height);
-            for (byte, column) in bytes.iter_mut().zip(&columns) {
-                *byte = (mask.combine(column, &row) * 255.0 + 0.5) as u8;
+            for ((x, byte), column) in (0..).zip(bytes.iter_mut()).zip(&columns) {
+                let value = mask.combine(column, &row) * share.kept(x, y as u32, width, height);
+                *byte = (value * 255.0 + 0.5) as u8;
             }
             let first = bytes.iter().position(|&byte| byte > 0).unwrap_or(0);
             let end = bytes

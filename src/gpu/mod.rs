@@ -22,6 +22,7 @@
 mod compositor;
 mod context;
 mod mask;
+mod neighbours;
 mod paste_back;
 mod prepare;
 mod reference;

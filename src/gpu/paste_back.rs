@@ -15,7 +15,8 @@ pub(super) struct Uniform {
     pub(super) offset: [f32; 4],
     pub(super) mask: Mask,
     pub(super) stride: u32,
-    pub(super) pad: [u32; 3],
+    pub(super) neighbours: u32,
+    pub(super) pad: [u32; 2],
 }
 
 #[derive(Debug)]
@@ -36,8 +37,10 @@ impl PasteBack {
         uniform: &wgpu::Buffer,
         warped: &wgpu::Buffer,
         frame: &wgpu::Buffer,
+        neighbours: &wgpu::Buffer,
     ) -> wgpu::BindGroup {
-        context.bind("paste_back", &self.pipeline, &[uniform, warped, frame])
+        let buffers = [uniform, warped, frame, neighbours];
+        context.bind("paste_back", &self.pipeline, &buffers)
     }
 }
 
@@ -46,6 +49,7 @@ mod tests {
     use std::mem::offset_of;
 
     use super::super::layout::check;
+    use super::super::neighbours::Neighbour;
     use super::*;
 
     #[test]
@@ -55,6 +59,7 @@ mod tests {
             ("offset", offset_of!(Uniform, offset)),
             ("mask", offset_of!(Uniform, mask)),
             ("stride", offset_of!(Uniform, stride)),
+            ("neighbours", offset_of!(Uniform, neighbours)),
         ];
         check(SHADER, "Paste", size_of::<Uniform>(), &offsets);
         let offsets = [
@@ -64,5 +69,11 @@ mod tests {
             ("soft", offset_of!(Mask, soft)),
         ];
         check(SHADER, "Mask", size_of::<Mask>(), &offsets);
+        let offsets = [
+            ("mask", offset_of!(Neighbour, mask)),
+            ("place", offset_of!(Neighbour, place)),
+            ("seam", offset_of!(Neighbour, seam)),
+        ];
+        check(SHADER, "Neighbour", size_of::<Neighbour>(), &offsets);
     }
 }

@@ -12,7 +12,7 @@ use wgpu::BufferUsages as Usage;
 
 use super::Error;
 use super::context::{Context, dispatch};
-use super::mask::Mask;
+use super::neighbours::{Neighbour, Share};
 use super::paste_back::{self, PasteBack};
 use super::prepare::{Face, Prepared};
 use super::warp::{self, Bindings, Warp};
@@ -47,6 +47,8 @@ struct FaceBuffers {
     crop: Rect,
     warp_uniform: wgpu::Buffer,
     paste_uniform: wgpu::Buffer,
+    /// Room for every face before this one.
+    neighbours: wgpu::Buffer,
     paste_bindings: wgpu::BindGroup,
     /// What depends on the prediction's size.
     sized: Option<SizedBuffers>,
@@ -114,14 +116,23 @@ impl Gpu {
         context
             .queue
             .write_buffer(&original, 0, &padded(photo, stride));
-        let faces = faces.iter().map(|face| {
+        let faces = faces.iter().enumerate().map(|(before, face)| {
+            let room = before.max(1) * size_of::<Neighbour>();
+            let neighbours = context.buffer("neighbours", room as u64, Usage::STORAGE);
             let uniform = |label, bytes: usize| context.buffer(label, bytes as u64, Usage::UNIFORM);
             let paste_uniform = uniform("paste uniform", size_of::<paste_back::Uniform>());
             FaceBuffers {
                 crop: face.crop,
                 warp_uniform: uniform("warp uniform", size_of::<warp::Uniform>()),
-                paste_bindings: self.paste.bind(context, &paste_uniform, &warped, &frame),
+                paste_bindings: self.paste.bind(
+                    context,
+                    &paste_uniform,
+                    &warped,
+                    &frame,
+                    &neighbours,
+                ),
                 paste_uniform,
+                neighbours,
                 sized: None,
             }
         });
@@ -140,7 +151,7 @@ impl Gpu {
     pub(crate) fn render(
         &mut self,
         prepared: &[Prepared],
-        masks: &[Mask],
+        shares: &[Share],
         output: &mut RgbaImage,
     ) -> Result<(), Error> {
         let Self {
@@ -153,7 +164,7 @@ impl Gpu {
             return Ok(());
         };
         context.checked(|| {
-            scene.submit(context, warp, paste, prepared, masks);
+            scene.submit(context, warp, paste, prepared, shares);
             scene.read(context, output)
         })
     }
@@ -166,7 +177,7 @@ impl Scene {
         warp: &Warp,
         paste: &PasteBack,
         prepared: &[Prepared],
-        masks: &[Mask],
+        shares: &[Share],
     ) {
         let mut encoder = context
             .device
@@ -187,8 +198,8 @@ impl Scene {
             stride,
             ..
         } = self;
-        for ((face, prepared), &mask) in faces.iter_mut().zip(prepared).zip(masks) {
-            face.upload(context, prepared, mask, *stride);
+        for ((face, prepared), share) in faces.iter_mut().zip(prepared).zip(shares) {
+            face.upload(context, prepared, share, *stride);
             face.fit(context, warp, prepared, photo, warped);
             if let Some(sized) = &face.sized {
                 context
@@ -236,7 +247,7 @@ impl Scene {
 }
 
 impl FaceBuffers {
-    fn upload(&self, context: &Context, prepared: &Prepared, mask: Mask, stride: u32) {
+    fn upload(&self, context: &Context, prepared: &Prepared, share: &Share, stride: u32) {
         // Crops lie in the photo: nothing is negative.
         let crop = [
             self.crop.x1.unsigned_abs(),
@@ -255,8 +266,9 @@ impl FaceBuffers {
         let paste = paste_back::Uniform {
             crop,
             offset: [r, g, b, 0.0],
-            mask,
+            mask: share.mask,
             stride,
+            neighbours: share.neighbours.len() as u32,
             ..Zeroable::zeroed()
         };
         context
@@ -265,6 +277,9 @@ impl FaceBuffers {
         context
             .queue
             .write_buffer(&self.paste_uniform, 0, bytes_of(&paste));
+        context
+            .queue
+            .write_buffer(&self.neighbours, 0, cast_slice(&share.neighbours));
     }
 
     /// Makes the buffers fit the prediction's sizes.

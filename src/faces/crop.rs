@@ -99,6 +99,14 @@ pub fn clip_crop(crop: Rect, photo_width: u32, photo_height: u32) -> Result<Rect
     Ok(crop.intersect(&Rect::of_size(photo_width, photo_height)))
 }
 
+/// The largest square in the middle of a picture.
+pub fn middle(width: u32, height: u32) -> Rect {
+    let whole = Rect::of_size(width, height);
+    let side = whole.x2.min(whole.y2);
+    let (x, y) = ((whole.x2 - side) / 2, (whole.y2 - side) / 2);
+    Rect::new(x, y, x + side, y + side)
+}
+
 fn require_overlap(what: &'static str, rect: Rect, width: u32, height: u32) -> Result<(), Error> {
     if rect.intersect(&Rect::of_size(width, height)).is_empty() {
         return Err(Error::Outside {

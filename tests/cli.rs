@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use image::{Rgba, RgbaImage};
+use image::{Rgba, RgbaImage, imageops};
 use tempfile::TempDir;
 
 const PHOTO: &str = "assets/mona-lisa.jpg";
@@ -126,14 +126,12 @@ fn the_face_moves_and_the_rest_of_the_photo_stays() {
     works(&animate(PHOTO, &clip, &frames, &["--crop", CROP]));
     let photo = picture(PHOTO);
     let last = picture(folder.path("frames/00020.png"));
-    let face =
-        |picture: &RgbaImage| image::imageops::crop_imm(picture, 300, 180, 200, 250).to_image();
+    let face = |picture: &RgbaImage| imageops::crop_imm(picture, 300, 180, 200, 250).to_image();
     assert!(
         difference(&face(&photo), &face(&last)) > 4.0,
         "the head has not turned"
     );
-    let below =
-        |picture: &RgbaImage| image::imageops::crop_imm(picture, 0, 600, 859, 680).to_image();
+    let below = |picture: &RgbaImage| imageops::crop_imm(picture, 0, 600, 859, 680).to_image();
     assert_eq!(below(&photo), below(&last));
 }
 
@@ -266,12 +264,106 @@ fn several_boxes_move_several_faces() {
             picture(folder.path(&format!("{paste}/12.png"))),
         );
         for (x, y) in [(300, 100), (140, 160)] {
-            let face = |p: &RgbaImage| image::imageops::crop_imm(p, x, y, 70, 80).to_image();
+            let face = |p: &RgbaImage| imageops::crop_imm(p, x, y, 70, 80).to_image();
             assert!(
                 difference(&face(&before), &face(&after)) > 2.0,
                 "{paste} {x},{y}"
             );
         }
+    }
+}
+
+#[test]
+fn faces_are_found_numbered_and_chosen() {
+    let photo = "assets/american-gothic.jpg";
+    let listed = works(&["faces", photo, "--json"]);
+    let faces: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let left = |face: usize| faces[face]["face"][0].as_u64().unwrap() as u32;
+    assert!(faces.as_array().unwrap().len() == 2 && left(0) < left(1));
+    assert_eq!(works(&["faces", photo]).lines().count(), 2);
+
+    let folder = Folder::new();
+    let clip = folder.clip(12);
+    let before = picture(photo);
+    for (flags, moves) in [
+        (&[][..], [true, true]),
+        (&["--single"], [true, false]),
+        (&["--faces", "2"], [false, true]),
+    ] {
+        let out = folder.path(&format!("{}/%02d.png", flags.concat()));
+        works(&animate(photo, &clip, &out, flags));
+        let after = picture(out.replace("%02d", "12"));
+        for (x, moves) in [(140, moves[0]), (300, moves[1])] {
+            let face = |p: &RgbaImage| imageops::crop_imm(p, x, 130, 60, 70).to_image();
+            let moved = difference(&face(&before), &face(&after));
+            assert_eq!(moved > 1.5, moves, "{flags:?} at {x}: {moved}");
+        }
+    }
+    let complaint = fails(
+        &animate(photo, &clip, &folder.path("o.mp4"), &["--faces", "3"]),
+        1,
+    );
+    assert!(complaint.contains("mimic faces"), "{complaint}");
+}
+
+#[test]
+fn a_photo_without_a_face_is_an_error_that_says_what_to_do() {
+    let folder = Folder::new();
+    let clip = folder.clip(2);
+    let (blank, turned) = (folder.path("blank.png"), folder.path("turned.png"));
+    let grey = RgbaImage::from_pixel(300, 200, Rgba([90, 90, 90, 255]));
+    grey.save(&blank).unwrap();
+    let upright = picture("assets/rembrandt-self-portrait.jpg");
+    imageops::rotate90(&upright).save(&turned).unwrap();
+    for (photo, wanted) in [(&blank, "--crop whole"), (&turned, "by 90 degrees")] {
+        let out = folder.path("o.mp4");
+        let complaint = fails(&animate(photo, &clip, &out, &[]), 1);
+        assert!(
+            complaint.contains("--face X1,Y1,X2,Y2") && complaint.contains(wanted),
+            "{complaint}"
+        );
+        assert!(!Path::new(&out).exists());
+    }
+    works(&animate(
+        &blank,
+        &clip,
+        &folder.path("o.mp4"),
+        &["--crop", "whole"],
+    ));
+}
+
+#[test]
+fn each_driver_moves_the_face_it_is_given() {
+    let folder = Folder::new();
+    // To the left a head that stays, to the right one that sinks by a tenth of its crop.
+    let duet = folder.path("duet.mp4");
+    ffmpeg(&[
+        "-loop",
+        "1",
+        "-i",
+        PHOTO,
+        "-loop",
+        "1",
+        "-i",
+        PHOTO,
+        "-filter_complex",
+        "[0]crop=520:520:150:60,scale=256:256[a];[1]crop=520:520:150:60-4*n,scale=256:256[b];[a][b]hstack,format=yuv420p",
+        "-frames:v",
+        "12",
+        &duet,
+    ]);
+    let photo = "assets/american-gothic.jpg";
+    let before = picture(photo);
+    for (map, still, moving) in [("1:1,2:2", 140, 300), ("1:2,2:1", 300, 140)] {
+        let out = folder.path(&format!("{}/%02d.png", map.replace([':', ','], "-")));
+        works(&animate(photo, &duet, &out, &["--map", map]));
+        let after = picture(out.replace("%02d", "12"));
+        let moved = |x: u32| {
+            let face = |p: &RgbaImage| imageops::crop_imm(p, x, 130, 60, 70).to_image();
+            difference(&face(&before), &face(&after))
+        };
+        let (still, moving) = (moved(still), moved(moving));
+        assert!(moving > 2.0 * still, "{map}: {still} and {moving}");
     }
 }
 
@@ -334,6 +426,10 @@ fn wrong_usage_leaves_with_two() {
         &animate(PHOTO, "clip.mp4", "o.mp4", &["--face", "1,2,3"]),
         &animate(PHOTO, "clip.mp4", "o.mp4", &["--crop", "9,9,1,1"]),
         &animate(PHOTO, "clip.mp4", "o.mp4", &["--relative", "--absolute"]),
+        &animate(PHOTO, "clip.mp4", "o.mp4", &["--faces", "0"]),
+        &animate(PHOTO, "clip.mp4", "o.mp4", &["--faces", "1", "--single"]),
+        &animate(PHOTO, "clip.mp4", "o.mp4", &["--map", "1"]),
+        &animate(PHOTO, "clip.mp4", "o.mp4", &["--map", "1:0"]),
         &animate(PHOTO, "clip.mp4", "o.mp4", &["--batch-size", "0"]),
         &animate(PHOTO, "clip.mp4", "o.mp4", &["--image-size", "300"]),
         &animate(PHOTO, "clip.mp4", "o.mp4", &["--precision", "f64"]),
@@ -426,7 +522,7 @@ fn the_smallest_photo_and_a_clip_of_one_frame_work() {
         .save(&photo)
         .unwrap();
     let out = folder.path("out/%d.png");
-    works(&animate(&photo, PHOTO, &out, &[]));
+    works(&animate(&photo, PHOTO, &out, &["--crop", "whole"]));
     assert_eq!(picture(folder.path("out/1.png")).dimensions(), (1, 1));
 }
 

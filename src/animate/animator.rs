@@ -1,4 +1,4 @@
-//! One photo's faces, made to move as one driver.
+//! One photo's faces, made to move as one driver or as several.
 
 use image::RgbaImage;
 
@@ -9,12 +9,15 @@ use crate::model::packed::{Engine, Source};
 
 /// A model with a photo and the frame from which the driver's motion counts.
 ///
-/// The networks see one face at a time; several faces share the driver's keypoints.
+/// The networks see one face at a time; several faces share the driver's keypoints unless
+/// [`Animator::set_drivers`] gives each its own.
 #[derive(Debug)]
 pub struct Animator {
     engine: Engine,
     motion: MotionOptions,
     sources: Vec<Source>,
+    /// For each face its driver; where it ends, the first.
+    drivers: Vec<usize>,
     reference: Reference,
     predictions: Vec<Prediction>,
 }
@@ -25,8 +28,12 @@ enum Reference {
     /// The next driving frame becomes it.
     #[default]
     Next,
-    /// The same for all faces, or one each.
-    Fixed(Vec<Keypoints>),
+    /// The first frame: one for each driver.
+    First(Vec<Keypoints>),
+    /// Given: the same for all faces, or one for each driver.
+    Given(Vec<Keypoints>),
+    /// Found: one for each face.
+    Best(Vec<Keypoints>),
 }
 
 impl Animator {
@@ -36,6 +43,7 @@ impl Animator {
             engine,
             motion,
             sources: Vec::new(),
+            drivers: Vec::new(),
             reference: Reference::default(),
             predictions: Vec::new(),
         }
@@ -55,7 +63,14 @@ impl Animator {
     /// and finds their keypoints.
     pub fn set_photo(&mut self, faces: &[RgbaImage]) {
         self.sources = faces.iter().map(|face| self.engine.encode(face)).collect();
+        self.drivers.clear();
         self.reference = Reference::Next;
+    }
+
+    /// Says for each face of the photo which driver moves it, by their index in what
+    /// [`Animator::animate_by`] is given; until then it is the first.
+    pub fn set_drivers(&mut self, drivers: Vec<usize>) {
+        self.drivers = drivers;
     }
 
     /// The driver's keypoints in a frame of [`Animator::size`].
@@ -65,7 +80,19 @@ impl Animator {
 
     /// Makes a frame the one from which relative motion counts; until then it is the first one seen.
     pub fn set_reference(&mut self, driving: Keypoints) {
-        self.reference = Reference::Fixed(vec![driving]);
+        self.reference = Reference::Given(vec![driving]);
+    }
+
+    /// As [`Animator::set_reference`], with the keypoints of each driver.
+    pub fn set_references(&mut self, drivers: &[Keypoints]) {
+        self.reference = Reference::Given(drivers.to_vec());
+    }
+
+    /// What was seen so far was nobody's pose: unless a reference was set, the next frame becomes it.
+    pub fn driver_appeared(&mut self) {
+        if matches!(self.reference, Reference::First(_)) {
+            self.reference = Reference::Next;
+        }
     }
 
     /// Looks for the frame that resembles each face of the photo most.
@@ -84,13 +111,16 @@ impl Animator {
             .map(|best| best.map(|(_, _, keypoints)| keypoints))
             .collect();
         if let Some(found) = found.filter(|found| !found.is_empty()) {
-            self.reference = Reference::Fixed(found);
+            self.reference = Reference::Best(found);
         }
     }
 
-    /// Shows the search a frame's keypoints.
-    pub fn consider(&self, search: &mut BestFrame, driving: &Keypoints) {
-        for (source, best) in self.sources.iter().zip(&mut search.best) {
+    /// Shows the search each driver's keypoints in a frame.
+    pub fn consider(&self, search: &mut BestFrame, drivers: &[Keypoints]) {
+        for (i, (source, best)) in self.sources.iter().zip(&mut search.best).enumerate() {
+            let Some(driving) = self.of_driver(i, drivers) else {
+                continue;
+            };
             let distance = normalised_distance(&source.keypoints, driving);
             if best.as_ref().is_none_or(|(least, _, _)| distance < *least) {
                 *best = Some((distance, search.seen, driving.clone()));
@@ -101,21 +131,37 @@ impl Animator {
 
     /// One prediction for each face, moved as the driver has; the buffers are reused by the next call.
     pub fn animate(&mut self, driving: &Keypoints) -> &[Prediction] {
+        self.animate_by(std::slice::from_ref(driving))
+    }
+
+    /// As [`Animator::animate`], each face moved as its own driver has.
+    pub fn animate_by(&mut self, drivers: &[Keypoints]) -> &[Prediction] {
         if matches!(self.reference, Reference::Next) {
-            self.set_reference(driving.clone());
+            self.reference = Reference::First(drivers.to_vec());
         }
-        self.predictions
-            .resize_with(self.sources.len(), Prediction::default);
-        let Reference::Fixed(references) = &self.reference else {
-            return &[];
-        };
-        for (i, source) in self.sources.iter().enumerate() {
-            let reference = references.get(i).unwrap_or(&references[0]);
+        let mut predictions = std::mem::take(&mut self.predictions);
+        predictions.resize_with(self.sources.len(), Prediction::default);
+        for (i, prediction) in predictions.iter_mut().enumerate() {
+            let reference = match &self.reference {
+                Reference::Next => None,
+                Reference::First(frame) | Reference::Given(frame) => self.of_driver(i, frame),
+                Reference::Best(frames) => frames.get(i),
+            };
+            let (Some(driving), Some(reference)) = (self.of_driver(i, drivers), reference) else {
+                continue;
+            };
+            let source = &self.sources[i];
             let moved = normalise(&source.keypoints, driving, reference, self.motion);
-            self.engine
-                .generate(source, &moved, &mut self.predictions[i]);
+            self.engine.generate(source, &moved, prediction);
         }
+        self.predictions = predictions;
         &self.predictions
+    }
+
+    /// What of all drivers belongs to the driver of a face.
+    fn of_driver<'a>(&self, face: usize, drivers: &'a [Keypoints]) -> Option<&'a Keypoints> {
+        let index = self.drivers.get(face).copied().unwrap_or(0);
+        drivers.get(index).or(drivers.first())
     }
 
     /// Exchanges the predictions of the last [`Animator::animate`] for other buffers to be reused.

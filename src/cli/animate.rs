@@ -10,13 +10,16 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::Failure;
+use super::faces::DetectorArgs;
 use super::model::Model;
 use crate::animate::{Animator, MotionOptions};
 use crate::geometry::Rect;
 use crate::gpu::{Choice, PasteMode, PasteSettings};
 use crate::media;
 use crate::model::packed::Engine;
-use crate::pipeline::offline::{self, Faces, Job, Progress, ReferenceFrame, Report, Window};
+use crate::pipeline::offline::{
+    self, Faces, Job, Progress, ReferenceFrame, Report, Role, Selection, Window,
+};
 
 /// PaddleGAN's flags are taken too, with `_` or `-`.
 #[derive(Debug, clap::Args)]
@@ -37,13 +40,28 @@ pub(super) struct Args {
     model: Model,
 
     /// A face in the photo, X1,Y1,X2,Y2, as a detector gives it: the margin is added; repeatable
+    /// [default: every face that is found]
     #[arg(long, value_name = "X1,Y1,X2,Y2", value_parser = Rect::from_str, conflicts_with = "crop", allow_hyphen_values = true)]
     face: Vec<Rect>,
-    /// The part of the photo to animate, X1,Y1,X2,Y2, as it is; repeatable [default: the whole photo]
-    #[arg(long, value_name = "X1,Y1,X2,Y2", value_parser = Rect::from_str, allow_hyphen_values = true)]
-    crop: Vec<Rect>,
-    /// The part of the driving frames to look at: centre (the middle square), whole (squashed), or
-    /// X1,Y1,X2,Y2 [default: centre; whole with --paste paddlegan]
+    /// The part of the photo to animate, X1,Y1,X2,Y2 or whole, as it is; repeatable
+    #[arg(long, value_name = "X1,Y1,X2,Y2", value_parser = part, allow_hyphen_values = true)]
+    crop: Vec<Part>,
+    #[command(flatten)]
+    detector: DetectorArgs,
+    /// Of the faces found those with these numbers, from left to right: see `mimic faces PHOTO`
+    #[arg(long, value_name = "N,N", value_delimiter = ',', conflicts_with_all = ["face", "crop", "single", "multi_person", "map"], value_parser = number)]
+    faces: Vec<usize>,
+    /// Of the faces found all (the default)
+    #[arg(long, conflicts_with = "single")]
+    multi_person: bool,
+    /// Of the faces found the first, as PaddleGAN does without --multi-person
+    #[arg(long, conflicts_with_all = ["face", "crop", "map"])]
+    single: bool,
+    /// Let each driving face move a face of its own: DRIVER:FACE, both counted from left to right
+    #[arg(long, value_name = "1:2,2:1", value_delimiter = ',', value_parser = role, conflicts_with = "driving_crop")]
+    map: Vec<Role>,
+    /// The part of the driving frames to look at: auto (the driver's face, which is followed), centre (the
+    /// middle square), whole (squashed), or X1,Y1,X2,Y2 [default: auto; whole with --paste paddlegan]
     #[arg(long, value_name = "PART", value_parser = window, allow_hyphen_values = true)]
     driving_crop: Option<Window>,
 
@@ -101,9 +119,6 @@ pub(super) struct Args {
     /// The weights are of PaddleGAN's compressed model, for weights that do not say it
     #[arg(long)]
     mobile_net: bool,
-    /// Several faces: all that --face or --crop name (as always)
-    #[arg(long)]
-    multi_person: bool,
     /// Use no graphics card
     #[arg(long)]
     cpu: bool,
@@ -126,14 +141,51 @@ fn between<const LOW: i32, const HIGH: i32>(text: &str) -> Result<f32, String> {
     }
 }
 
+/// What `--crop` takes.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Whole,
+    Of(Rect),
+}
+
+fn part(text: &str) -> Result<Part, String> {
+    match text {
+        "whole" => Ok(Part::Whole),
+        _ => text
+            .parse()
+            .map(Part::Of)
+            .map_err(|e| format!("{e}, nor whole")),
+    }
+}
+
+fn number(text: &str) -> Result<usize, String> {
+    match text.trim().parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("faces have numbers from 1".to_owned()),
+    }
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    // Followed one by one, so there is an end to them.
+    const DRIVERS: usize = 16;
+    let role = text.split_once(':').and_then(|(driver, face)| {
+        let (driver, face) = (number(driver).ok()?, number(face).ok()?);
+        (driver <= DRIVERS).then_some(Role { driver, face })
+    });
+    role.ok_or_else(|| {
+        format!("'{text}' is not DRIVER:FACE, two numbers from 1, drivers up to {DRIVERS}")
+    })
+}
+
 fn window(text: &str) -> Result<Window, String> {
     match text {
+        "auto" => Ok(Window::Auto),
         "centre" | "center" => Ok(Window::Centre),
         "whole" => Ok(Window::Whole),
         _ => text
             .parse()
             .map(Window::Part)
-            .map_err(|e| format!("{e}, nor centre, nor whole")),
+            .map_err(|e| format!("{e}, nor auto, centre or whole")),
     }
 }
 
@@ -187,25 +239,42 @@ fn failure(error: offline::Error) -> Failure {
 }
 
 fn job(args: &Args) -> Job {
+    let parts = |part: &Part| match *part {
+        Part::Whole => None,
+        Part::Of(rect) => Some(rect),
+    };
     let faces = match (&args.face[..], &args.crop[..]) {
-        ([], []) => Faces::Whole,
-        ([], crops) => Faces::Crops(crops.to_vec()),
+        ([], []) => Faces::Found {
+            detector: args.detector.choice(),
+            weights: args.detector.detector_weights.clone(),
+            selection: match (&args.faces[..], args.single) {
+                ([], false) => Selection::All,
+                ([], true) => Selection::Numbers(vec![1]),
+                (numbers, _) => Selection::Numbers(numbers.to_vec()),
+            },
+        },
+        // One that is the whole leaves nothing for others.
+        ([], crops) => match crops.iter().map(parts).collect() {
+            Some(crops) => Faces::Crops(crops),
+            None => Faces::Whole,
+        },
         (faces, _) => Faces::Boxes(faces.to_vec()),
     };
-    if args.multi_person && matches!(faces, Faces::Whole) {
-        tracing::warn!(
-            "--multi-person without boxes animates the whole photo as one: name the faces with --face X1,Y1,X2,Y2"
-        );
-    }
     let (mode, usual) = match args.paste {
-        Paste::Feather => (PasteMode::Feather, Window::Centre),
+        Paste::Feather => (PasteMode::Feather, Window::Auto),
         Paste::Paddlegan => (PasteMode::PaddleGan, Window::Whole),
     };
     Job {
         photo: args.source_image.clone(),
         faces,
+        roles: args.map.clone(),
         clip: args.driving_video.clone(),
-        window: args.driving_crop.unwrap_or(usual),
+        window: match (&args.map[..], args.driving_crop) {
+            (_, Some(window)) => window,
+            ([], None) => usual,
+            // There are several to be told apart.
+            (_, None) => Window::Auto,
+        },
         reference: match (args.find_best_frame, args.best_frame) {
             (true, _) => ReferenceFrame::Best,
             (false, number) => ReferenceFrame::Number(number.unwrap_or(0)),

@@ -163,6 +163,7 @@ fn end_to_end(table: &mut Table, engine: Engine, label: &str) -> Result<(), Fail
     let job = Job {
         photo: PHOTO.into(),
         faces: Faces::Crops(vec![CROP]),
+        roles: Vec::new(),
         clip: CLIP.into(),
         window: Window::Centre,
         reference: ReferenceFrame::Number(0),

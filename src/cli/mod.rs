@@ -3,6 +3,7 @@
 mod animate;
 mod bench;
 mod doctor;
+mod faces;
 mod memory;
 mod model;
 mod weights;
@@ -28,6 +29,8 @@ struct Cli {
 enum Command {
     /// Animate a photo by a driving video, into a video or pictures.
     Animate(Box<animate::Args>),
+    /// Find the faces in a photo and number them.
+    Faces(faces::Args),
     /// Work on weights files.
     Weights(weights::Args),
     /// Say what this machine has, and what is missing.
@@ -57,6 +60,7 @@ pub fn main() -> ExitCode {
     log_to_stderr(cli.verbose);
     let result = match cli.command {
         Some(Command::Animate(args)) => animate::run(*args),
+        Some(Command::Faces(args)) => faces::run(&args),
         Some(Command::Weights(args)) => weights::run(&args),
         Some(Command::Doctor) => doctor::run(),
         Some(Command::Bench(args)) => bench::run(&args),

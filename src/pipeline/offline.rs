@@ -11,12 +11,16 @@ use std::time::Instant;
 
 use image::RgbaImage;
 
+use super::cast::{Cast, cast};
+pub use super::cast::{Faces, Role, Selection};
+pub use super::driving::Window;
+use super::driving::{Driving, Views};
 use crate::animate::{Animator, BestFrame};
 use crate::faces;
 use crate::frame::Prediction;
-use crate::geometry::Rect;
-use crate::gpu::{self, Compositor, PasteMode, PasteSettings};
-use crate::media::{self, ClipInfo, FrameSink, FrameSource, ReadOptions, WriteOptions};
+use crate::gpu::{self, Compositor, PasteSettings};
+use crate::media::{self, FrameSink, FrameSource, ReadOptions, WriteOptions};
+use crate::model::Keypoints;
 
 /// What to animate, by what, into what.
 #[derive(Clone, Debug)]
@@ -25,6 +29,8 @@ pub struct Job {
     pub photo: PathBuf,
     /// What of it moves.
     pub faces: Faces,
+    /// Which driving face moves which of the photo's; empty when one moves all.
+    pub roles: Vec<Role>,
     /// The driving clip.
     pub clip: PathBuf,
     /// What of it the networks see.
@@ -41,28 +47,6 @@ pub struct Job {
     pub compositor: gpu::Choice,
     /// Frames on their way between two threads.
     pub batch: usize,
-}
-
-/// What of a photo moves.
-#[derive(Clone, Debug)]
-pub enum Faces {
-    /// All of it.
-    Whole,
-    /// Faces as a detector gives them; the margin is added.
-    Boxes(Vec<Rect>),
-    /// Crops as they are.
-    Crops(Vec<Rect>),
-}
-
-/// What of the driving frames the networks see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Window {
-    /// The largest square in the middle.
-    Centre,
-    /// All of it, squashed to a square.
-    Whole,
-    /// This part.
-    Part(Rect),
 }
 
 /// The frame from which relative motion counts.
@@ -128,6 +112,29 @@ pub enum Error {
     /// A face or crop.
     #[error(transparent)]
     Faces(#[from] faces::Error),
+    /// The face detector.
+    #[error(transparent)]
+    Detector(#[from] faces::DetectError),
+    /// A photo without a face.
+    #[error(
+        "no face was found in {photo}{hint}: give it with --face X1,Y1,X2,Y2, or animate the whole picture with --crop whole"
+    )]
+    NoFace {
+        /// The photo.
+        photo: PathBuf,
+        /// What may be wrong with it, or nothing.
+        hint: &'static str,
+    },
+    /// A number that no face has.
+    #[error(
+        "there is no face {number} in the photo, which has {count}, counted from left to right: `mimic faces PHOTO` lists them"
+    )]
+    NoSuchFace {
+        /// What was asked for.
+        number: usize,
+        /// Faces that there are.
+        count: usize,
+    },
     /// The compositor.
     #[error(transparent)]
     Compositor(#[from] gpu::Error),
@@ -162,7 +169,7 @@ pub fn run(
 pub struct Opened<'a> {
     job: &'a Job,
     photo: RgbaImage,
-    crops: Vec<Rect>,
+    cast: Cast,
     source: Box<dyn FrameSource>,
     /// Seconds that opening took.
     seconds: f64,
@@ -176,14 +183,14 @@ pub fn open(job: &Job) -> Result<Opened<'_>, Error> {
     let start = Instant::now();
     media::sink::check(&job.output, &inputs(job))?;
     let photo = media::open_photo(&job.photo)?;
-    let crops = crops(job, &photo)?;
+    let cast = cast(job, &photo)?;
     let mut source = media::clip::open(&job.clip, &ReadOptions::default())?;
-    let window = read_options(job, source.info(), None);
+    let window = job.window.read_options(source.info(), None);
     source.reopen(&window)?;
     Ok(Opened {
         job,
         photo,
-        crops,
+        cast,
         source,
         seconds: start.elapsed().as_secs_f64(),
     })
@@ -203,43 +210,38 @@ impl Opened<'_> {
         let Self {
             job,
             photo,
-            crops,
-            mut source,
+            cast,
+            source,
             seconds: opening,
         } = self;
         let start = Instant::now();
         let mut seconds = Stages::default();
-        let clip = source.info().clone();
-        let read = read_options(job, &clip, Some(animator.size()));
-        source.reopen(&read)?;
+        let mut driving = Driving::new(source, job.window, cast.drivers(), animator.size())?;
+        let clip = driving.info().clone();
 
         let mut compositor = Compositor::new(job.compositor)?;
-        compositor.set_photo(&photo, &crops, animator.size())?;
-        let views = crops
+        compositor.set_photo(&photo, &cast.crops, animator.size())?;
+        let views = cast
+            .crops
             .iter()
             .map(|&crop| gpu::model_view(&photo, crop, animator.size()));
         animator.set_photo(&views.collect::<Result<Vec<_>, _>>()?);
+        animator.set_drivers(cast.drivers);
         seconds.prepare = opening + start.elapsed().as_secs_f64();
 
         let searching = Instant::now();
         match job.reference {
             ReferenceFrame::Number(0) => {}
             ReferenceFrame::Number(number) => {
-                source.reopen(&ReadOptions {
-                    start_frame: number,
-                    ..read.clone()
-                })?;
-                let mut frame = RgbaImage::default();
-                source.read(&mut frame)?;
-                let keypoints = animator.keypoints(&frame);
-                animator.set_reference(keypoints);
-                source.reopen(&read)?;
+                let views = driving.frame(number)?;
+                let keypoints = keypoints(animator, &views);
+                animator.set_references(&keypoints);
             }
             ReferenceFrame::Best => {
-                let found = search(animator, &mut *source, &mut progress, cancel)?;
+                let found = search(animator, &mut driving, &mut progress, cancel)?;
                 tracing::info!("reference frame: {:?}", found.frames());
                 animator.set_best(found);
-                source.rewind()?;
+                driving.rewind()?;
             }
         }
         seconds.search = searching.elapsed().as_secs_f64();
@@ -270,7 +272,7 @@ impl Opened<'_> {
             });
         };
         let (compose, stages) = stream(
-            source,
+            driving,
             animator,
             compose,
             job.batch.clamp(1, 64),
@@ -306,59 +308,29 @@ fn inputs(job: &Job) -> Vec<PathBuf> {
     vec![job.photo.clone(), job.clip.clone()]
 }
 
-fn crops(job: &Job, photo: &RgbaImage) -> Result<Vec<Rect>, faces::Error> {
-    let (width, height) = photo.dimensions();
-    match &job.faces {
-        Faces::Whole => Ok(vec![Rect::of_size(width, height)]),
-        Faces::Crops(crops) => crops
-            .iter()
-            .map(|&crop| faces::clip_crop(crop, width, height))
-            .collect(),
-        Faces::Boxes(boxes) => match job.paste.mode {
-            PasteMode::PaddleGan => faces::paddlegan_crops(boxes, width, height),
-            PasteMode::Feather => boxes
-                .iter()
-                .map(|&face| faces::square_crop(face, width, height))
-                .collect(),
-        },
-    }
-}
-
-fn read_options(job: &Job, clip: &ClipInfo, size: Option<u32>) -> ReadOptions {
-    let crop = match job.window {
-        Window::Whole => None,
-        Window::Part(part) => Some(part),
-        Window::Centre => {
-            let side = clip.width.min(clip.height) as i32;
-            let (x, y) = (
-                (clip.width as i32 - side) / 2,
-                (clip.height as i32 - side) / 2,
-            );
-            Some(Rect::new(x, y, x + side, y + side))
-        }
-    };
-    ReadOptions {
-        crop,
-        size: size.map(|side| (side, side)),
-        ..ReadOptions::default()
-    }
+/// What each driver's pose is in a frame.
+fn keypoints(animator: &mut Animator, views: &Views) -> Vec<Keypoints> {
+    let pictures = views.pictures.iter();
+    pictures
+        .map(|picture| animator.keypoints(picture))
+        .collect()
 }
 
 fn search(
     animator: &mut Animator,
-    source: &mut dyn FrameSource,
+    driving: &mut Driving,
     progress: &mut impl FnMut(Progress),
     cancel: &AtomicBool,
 ) -> Result<BestFrame, Error> {
     let mut found = animator.search();
-    let mut frame = RgbaImage::default();
-    let total = source.info().frames;
+    let mut views = Views::default();
+    let total = driving.info().frames;
     let mut done = 0;
-    while source.read(&mut frame)? {
+    while driving.read(&mut views)? {
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
-        let keypoints = animator.keypoints(&frame);
+        let keypoints = keypoints(animator, &views);
         animator.consider(&mut found, &keypoints);
         done += 1;
         progress(Progress {
@@ -386,7 +358,7 @@ struct Streamed {
 
 /// Reads, animates and writes until the clip ends; gives back the sink to be finished.
 fn stream(
-    source: Box<dyn FrameSource>,
+    driving: Driving,
     animator: &mut Animator,
     compose: Compose,
     ahead: usize,
@@ -407,7 +379,7 @@ fn stream(
             }
         };
         let decoder = named("decode")
-            .spawn_scoped(scope, move || decode(source, &frames_out, &reuse_frames))
+            .spawn_scoped(scope, move || decode(driving, &frames_out, &reuse_frames))
             .map_err(unstarted("decode"))?;
         let encoder = named("encode")
             .spawn_scoped(scope, move || {
@@ -418,17 +390,20 @@ fn stream(
         let mut streamed = Streamed::default();
         let mut cancelled = false;
         // The receiver ends with the loop, which stops the decoder wherever it is.
-        for frame in frames {
+        for views in frames {
             cancelled = cancel.load(Ordering::Relaxed);
             if cancelled {
                 break;
             }
             let seconds = &mut streamed.seconds;
-            let keypoints = timed(&mut seconds.keypoints, || animator.keypoints(&frame));
+            let keypoints = timed(&mut seconds.keypoints, || keypoints(animator, &views));
+            if views.appeared {
+                animator.driver_appeared();
+            }
             // A full channel drops the buffer, which costs an allocation and nothing else.
-            let _ = spent_frames.try_send(frame);
+            let _ = spent_frames.try_send(views);
             timed(&mut seconds.generate, || {
-                animator.animate(&keypoints);
+                animator.animate_by(&keypoints);
             });
             let made = animator.take(reuse_predictions.try_recv().unwrap_or_default());
             if predictions_out.send(made).is_err() {
@@ -458,14 +433,14 @@ fn stream(
 
 /// The decoding thread: gives the seconds it waited for pictures.
 fn decode(
-    mut source: Box<dyn FrameSource>,
-    frames: &SyncSender<RgbaImage>,
-    spent: &Receiver<RgbaImage>,
-) -> Result<f64, media::Error> {
+    mut driving: Driving,
+    frames: &SyncSender<Views>,
+    spent: &Receiver<Views>,
+) -> Result<f64, Error> {
     let mut seconds = 0.0;
     loop {
-        let mut frame = spent.try_recv().unwrap_or_default();
-        if !timed(&mut seconds, || source.read(&mut frame))? || frames.send(frame).is_err() {
+        let mut views = spent.try_recv().unwrap_or_default();
+        if !timed(&mut seconds, || driving.read(&mut views))? || frames.send(views).is_err() {
             return Ok(seconds);
         }
     }

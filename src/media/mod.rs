@@ -8,6 +8,8 @@
 //! - [`clip`]: the driving side, [`FrameSource`]: a video, a folder of pictures, a single picture.
 //! - [`sink`]: the result side, [`FrameSink`]: mp4, webm, gif, numbered pictures, and where they go.
 //! - [`camera`]: live pictures from a camera; [`pixels`] makes RGBA of what drivers give.
+//! - [`record`]: what is shown live, to an mp4 with the microphone's sound.
+//! - [`virtual_camera`]: what is shown live, as a camera for other programs.
 //! - [`ffmpeg`]: finding and running the program.
 
 pub mod camera;
@@ -16,9 +18,13 @@ pub mod error;
 pub mod ffmpeg;
 pub mod photo;
 pub mod pixels;
+pub mod record;
 pub mod sink;
+pub mod virtual_camera;
 
 mod encode;
+mod fit;
+mod microphone;
 mod pattern;
 mod probe;
 mod sequence;

@@ -9,63 +9,14 @@ use std::io::Cursor;
 use image::codecs::jpeg::JpegDecoder;
 use image::{ColorType, ImageDecoder, Limits, RgbaImage};
 
-use crate::frame::{Colours, PixelFormat};
-
-/// The most pixels a frame may have: 8K.
-pub const MAX_FRAME_PIXELS: u64 = 7680 * 4320;
-
-/// A frame's bytes and what they mean.
-#[derive(Clone, Copy, Debug)]
-pub struct Raw<'a> {
-    /// Their layout.
-    pub format: PixelFormat,
-    /// Width in pixels; of MJPEG that of the JPEG counts.
-    pub width: u32,
-    /// Height in pixels; of MJPEG that of the JPEG counts.
-    pub height: u32,
-    /// Bytes from one row to the next, 0 where rows follow each other without a gap. Of NV12 in both planes.
-    pub stride: usize,
-    /// What Y, U and V mean.
-    pub colours: Colours,
-    /// The bytes; there may be more than the picture needs.
-    pub bytes: &'a [u8],
-}
-
-/// Why a frame's bytes are no picture.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    /// No pixels, or more than [`MAX_FRAME_PIXELS`].
-    #[error("a frame of {0}x{1} pixels is out of range")]
-    Size(u32, u32),
-    /// Rows that overlap.
-    #[error("rows of {stride} bytes cannot hold {width} pixels of {format}")]
-    Stride {
-        /// Bytes from row to row.
-        stride: usize,
-        /// Width in pixels.
-        width: u32,
-        /// The layout.
-        format: PixelFormat,
-    },
-    /// Fewer bytes than the size asks for.
-    #[error("a frame has {found} bytes in place of {expected}")]
-    Short {
-        /// Bytes there are.
-        found: usize,
-        /// Bytes it takes.
-        expected: usize,
-    },
-    /// A JPEG that does not decode.
-    #[error("a frame is no valid JPEG ({0})")]
-    Jpeg(String),
-}
+use crate::frame::{Colours, MAX_FRAME_PIXELS, Malformed, PixelFormat, Raw};
 
 /// Converts a frame into `into`, which gets the right size if it has another. Alpha is 255.
 pub fn to_rgba(raw: &Raw<'_>, into: &mut RgbaImage) -> Result<(), Malformed> {
     if raw.format == PixelFormat::Mjpeg {
         return decode_jpeg(raw.bytes, into);
     }
-    let stride = check(raw)?;
+    let stride = raw.stride()?;
     resize(into, raw.width, raw.height);
     let width = raw.width as usize;
     let luma = raw.bytes.chunks(stride);
@@ -103,51 +54,28 @@ pub fn to_rgba(raw: &Raw<'_>, into: &mut RgbaImage) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Bytes from row to row of a frame without gaps; None for MJPEG, which has no rows.
-pub fn row_bytes(format: PixelFormat, width: u32) -> Option<usize> {
-    let width = width as usize;
-    match format {
-        PixelFormat::Yuyv => Some(width.div_ceil(2) * 4),
-        PixelFormat::Nv12 => Some(width.next_multiple_of(2)),
-        PixelFormat::Rgb | PixelFormat::Bgr => Some(width * 3),
-        PixelFormat::Grey => Some(width),
-        PixelFormat::Mjpeg => None,
-    }
-}
-
-/// The stride of a frame whose bytes are all there and that follows the rules.
-fn check(raw: &Raw<'_>) -> Result<usize, Malformed> {
-    let (width, height) = (raw.width, raw.height);
-    let pixels = u64::from(width) * u64::from(height);
-    if pixels == 0 || pixels > MAX_FRAME_PIXELS {
-        return Err(Malformed::Size(width, height));
-    }
-    let row = row_bytes(raw.format, width).unwrap_or(0);
-    let stride = if raw.stride == 0 { row } else { raw.stride };
-    let wrong = Malformed::Stride {
-        stride,
-        width,
-        format: raw.format,
+/// Makes YUYV (BT.601, limited range, no gaps) of a picture for a camera; an odd last column is left out.
+///
+/// `into` gets the right length if it has another.
+pub fn to_yuyv(picture: &RgbaImage, into: &mut Vec<u8>) {
+    // 16-bit whole numbers: luma of 0.299, 0.587, 0.114 scaled to 16..235, chroma to 16..240.
+    let luma = |p: &[u8]| {
+        let sum = 66 * i32::from(p[0]) + 129 * i32::from(p[1]) + 25 * i32::from(p[2]);
+        (((sum + 128) >> 8) + 16) as u8
     };
-    if stride < row {
-        return Err(wrong);
+    let chroma = |r: i32, g: i32, b: i32| (((r + g + b + 256) >> 9) + 128) as u8;
+    let width = picture.width() as usize / 2 * 2;
+    into.resize(width * 2 * picture.height() as usize, 0);
+    let rows = picture.chunks_exact(picture.width().max(1) as usize * 4);
+    for (from, to) in rows.zip(into.chunks_exact_mut((width * 2).max(1))) {
+        for (from, to) in from.chunks_exact(8).zip(to.chunks_exact_mut(4)) {
+            let [r, g, b] = [0, 1, 2].map(|c| i32::from(from[c]) + i32::from(from[c + 4]));
+            to[0] = luma(&from[..4]);
+            to[1] = chroma(-38 * r, -74 * g, 112 * b);
+            to[2] = luma(&from[4..]);
+            to[3] = chroma(112 * r, -94 * g, -18 * b);
+        }
     }
-    let rows = match raw.format {
-        PixelFormat::Nv12 => height as usize + height.div_ceil(2) as usize,
-        _ => height as usize,
-    };
-    // The last row need not be padded.
-    let expected = stride
-        .checked_mul(rows - 1)
-        .and_then(|bytes| bytes.checked_add(row))
-        .ok_or(wrong)?;
-    if raw.bytes.len() < expected {
-        return Err(Malformed::Short {
-            found: raw.bytes.len(),
-            expected,
-        });
-    }
-    Ok(stride)
 }
 
 fn decode_jpeg(bytes: &[u8], into: &mut RgbaImage) -> Result<(), Malformed> {
@@ -273,6 +201,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::frame::row_bytes;
 
     const ALL: [PixelFormat; 6] = [
         PixelFormat::Yuyv,
@@ -345,6 +274,28 @@ mod tests {
                     assert!(off.abs() <= 0.52, "{bytes:?} {colours:?}: {off}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn there_and_back_is_the_same_picture() {
+        // Of one colour in each pair of pixels: their chroma is shared.
+        let picture = RgbaImage::from_fn(11, 5, |x, y| {
+            let x = (x / 2 * 40) as u8;
+            image::Rgba([x, y as u8 * 50, 255 - x, 255])
+        });
+        let mut bytes = Vec::new();
+        to_yuyv(&picture, &mut bytes);
+        assert_eq!(bytes.len(), 10 * 5 * 2);
+        let back = rgba(&raw(PixelFormat::Yuyv, 10, 5, &bytes));
+        for (x, y, pixel) in back.enumerate_pixels() {
+            let want = picture.get_pixel(x, y);
+            let near = (0..3).all(|c| pixel[c].abs_diff(want[c]) <= 3);
+            assert!(near, "{x},{y}: {pixel:?} {want:?}");
+        }
+        for (width, height) in [(0, 0), (1, 3), (2, 1)] {
+            to_yuyv(&RgbaImage::new(width, height), &mut bytes);
+            assert_eq!(bytes.len() as u32, width / 2 * 4 * height);
         }
     }
 

@@ -18,19 +18,21 @@ mod native;
 #[cfg(target_os = "linux")]
 mod v4l2;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, LazyLock};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use image::RgbaImage;
 
-use super::pixels::{Raw, to_rgba};
-use crate::frame::PixelFormat;
+use super::pixels::to_rgba;
+use crate::frame::{PixelFormat, Raw};
 
 pub use error::Error;
 pub use mode::Wish;
+#[cfg(target_os = "linux")]
+pub(super) use v4l2::nodes;
 
 /// The variable that chooses between V4L2 and nokhwa on Linux.
 pub const VARIABLE: &str = "MIMIC_CAMERA";
@@ -48,14 +50,20 @@ pub struct CameraInfo {
     pub formats: String,
 }
 
-/// The cameras that are connected, in the system's order. Takes two seconds at most: a driver that does not
-/// answer until then is left out, with all behind it.
+/// The cameras that are connected, in the system's order. Takes two seconds at most: none when a driver does
+/// not answer until then.
 pub fn list() -> Vec<CameraInfo> {
+    static ASKING: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+    if ASKING.load(Ordering::Relaxed) >= MOST_STUCK {
+        return Vec::new();
+    }
+    let alive = Alive::count(&ASKING);
     let (send, receive) = sync_channel(1);
     let asked = Builder::new()
         .name("camera-list".to_owned())
         .spawn(move || {
             let _ = send.send(list_now());
+            drop(alive);
         });
     match asked {
         Ok(_) => receive.recv_timeout(STALLED_AFTER).unwrap_or_default(),
@@ -250,14 +258,18 @@ impl Watch {
                 break End::Stopped;
             }
             match messages.recv_timeout(TICK) {
-                Ok(Message::Opened(opened)) => (self.on)(Event::Opened(opened)),
+                Ok(Message::Opened(opened)) => {
+                    (self.on)(Event::Opened(opened));
+                    // The first frame takes longer than the next.
+                    limit = STALLED_AFTER * 2;
+                    last = Instant::now();
+                }
                 Ok(Message::Frame(mut image, captured)) => {
                     if self.said.take().is_some() {
                         (self.on)(Event::Resumed);
                     }
-                    let image_ref = &mut image;
                     (self.on)(Event::Frame {
-                        image: image_ref,
+                        image: &mut image,
                         captured,
                     });
                     // Full or gone: the next frame gets new memory.

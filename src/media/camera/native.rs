@@ -11,8 +11,7 @@ use nokhwa::{Camera, NokhwaError};
 
 use super::mode::{Mode, Wish};
 use super::{CameraInfo, Error, Opened, Stream};
-use crate::frame::{Colours, PixelFormat};
-use crate::media::pixels::{Raw, row_bytes};
+use crate::frame::{Colours, PixelFormat, Raw, row_bytes};
 
 /// How long the user may think about whether mimic may use the camera (macOS).
 const PERMISSION: Duration = Duration::from_secs(60);

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::time::Duration;
 
 use v4l::buffer::{Flags as BufferFlags, Type};
 use v4l::capability::Flags;
@@ -17,8 +16,7 @@ use v4l::{Device, Format, FourCC, Fraction};
 
 use super::mode::{Mode, Wish};
 use super::{CameraInfo, Error, Opened, STALLED_AFTER, Stream, TICK};
-use crate::frame::{Colours, PixelFormat};
-use crate::media::pixels::Raw;
+use crate::frame::{Colours, PixelFormat, Raw};
 
 /// The devices that give pictures. One that may not be opened is listed too: starting it says why.
 pub(super) fn list() -> Vec<CameraInfo> {
@@ -26,7 +24,7 @@ pub(super) fn list() -> Vec<CameraInfo> {
 }
 
 /// Numbers of the video devices, in order.
-pub(in crate::media) fn nodes() -> Vec<u32> {
+pub(crate) fn nodes() -> Vec<u32> {
     let entries = fs::read_dir("/sys/class/video4linux").into_iter().flatten();
     let mut nodes: Vec<u32> = entries
         .flatten()
@@ -56,23 +54,34 @@ fn describe(index: u32) -> Option<CameraInfo> {
             if !caps.capabilities.contains(Flags::VIDEO_CAPTURE) {
                 return None;
             }
-            let modes = modes(&device);
             let offered = offered(&device);
             if offered.is_empty() {
                 return None; // the second node of a webcam, for metadata
             }
             camera.name = caps.card;
             camera.place = caps.bus;
-            camera.formats = match modes.iter().max_by_key(|m| m.width * m.height) {
-                Some(largest) => format!("{offered} up to {}x{}", largest.width, largest.height),
-                None => offered,
-            };
+            camera.formats = summary(&modes(&device)).unwrap_or(offered);
         }
         // The first node of a device is the one with the pictures.
         Err(_) if about("index") == "0" => {}
         Err(_) => return None,
     }
     Some(camera)
+}
+
+/// "YUYV, MJPEG up to 1280x720"; None of a device without a mode that mimic reads.
+fn summary(modes: &[Mode]) -> Option<String> {
+    let area = |mode: &&Mode| u64::from(mode.width) * u64::from(mode.height);
+    let largest = modes.iter().max_by_key(area)?;
+    let mut names: Vec<String> = Vec::new();
+    for mode in modes {
+        let name = mode.format.to_string();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let (width, height) = (largest.width, largest.height);
+    Some(format!("{} up to {width}x{height}", names.join(", ")))
 }
 
 /// What a device offers, readable by mimic or not, for people.
@@ -218,7 +227,8 @@ pub(super) fn open(camera: &CameraInfo, wish: &Wish) -> Result<Streaming, Error>
     }
     let rate = device.params().ok().and_then(|p| fps(p.interval));
     let mut stream = mmap::Stream::new(&device, Type::VideoCapture).map_err(failed)?;
-    stream.set_timeout(STALLED_AFTER + Duration::from_secs(1));
+    // Longer than the watchdog's: when it is over nobody listens any more.
+    stream.set_timeout(STALLED_AFTER * 3);
     Ok(Streaming {
         stream,
         name: name.to_owned(),

@@ -25,7 +25,7 @@ fn shader_and_twin_agree_within_a_level() {
     let mut all = 0;
     for format in [PixelFormat::Yuyv, PixelFormat::Nv12] {
         for (width, height, padding) in [
-            (640, 480, 0),
+            (640u32, 480u32, 0),
             (33, 17, 0),
             (1, 1, 0),
             (2, 3, 1),

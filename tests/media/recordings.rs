@@ -306,13 +306,14 @@ fn record_the_microphone() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let volume: f32 = said
-        .split("mean_volume: ")
+        .split("max_volume: ")
         .nth(1)
         .and_then(|rest| rest.split(' ').next())
         .unwrap()
         .parse()
         .unwrap();
-    assert!((-30.0..-15.0).contains(&volume), "{volume} dB");
+    // Not the mean: a busy machine hears the first of it late, which is silence.
+    assert!((-25.0..-10.0).contains(&volume), "{volume} dB");
     assert_eq!(folder.list(), ["take.mp4"]);
 }
 

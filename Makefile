@@ -12,11 +12,12 @@ CROP = 150,60,670,580
 GIF_FROM = 0.6
 GIF_SECONDS = 3.5
 
-.PHONY: help demo test run bench fuzz screenshots packages
+.PHONY: help demo test test-camera run bench fuzz screenshots packages
 
 help:
 	@echo 'make demo    make the Mona Lisa follow a drawn performer: output/result.mp4, output/demo.gif'
 	@echo 'make test    run every test'
+	@echo 'make test-camera   try the camera code in a virtual machine (Debian; fetches a kernel, 85 MB, once)'
 	@echo 'make run     open the window'
 	@echo 'make bench   time mimic, PyTorch and ONNX Runtime on this machine (THREADS=$(THREADS), Python in VENV=$(VENV))'
 	@echo 'make screenshots   make the pictures in screenshots/ anew'
@@ -40,6 +41,10 @@ test: packages
 	else \
 		set -x; cargo test --locked; \
 	fi
+
+test-camera:
+	@scripts/packages.sh camera
+	scripts/test-camera.sh
 
 run: packages
 	cargo run --locked --release

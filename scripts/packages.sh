@@ -4,21 +4,38 @@
 #
 #   scripts/packages.sh          what building, running and testing need
 #   scripts/packages.sh fuzz     and what `make fuzz` needs
+#   scripts/packages.sh camera   and what `make test-camera` needs
 set -eu
 
 on_path() { command -v "$1" >/dev/null 2>&1; }
 
-# A Vulkan driver of any kind: the tests of the shaders want one, Mesa's software driver will do.
-vulkan() {
-    [ "$(uname -s)" != Linux ] && return # Metal and Direct3D come with the system
-    [ -n "${VK_DRIVER_FILES:-}${VK_ICD_FILENAMES:-}" ] && return
-    for folder in /etc/vulkan/icd.d /usr/share/vulkan/icd.d /usr/local/share/vulkan/icd.d; do
-        for file in "$folder"/*.json; do
-            [ -e "$file" ] && return
-        done
+linux() { [ "$(uname -s)" = Linux ]; }
+
+any() { # whether one of some files is there
+    for file in "$@"; do
+        [ -e "$file" ] && return
     done
     return 1
 }
+
+# A Vulkan driver of any kind: the tests of the shaders want one, Mesa's software driver will do.
+vulkan() {
+    linux || return 0 # Metal and Direct3D come with the system
+    [ -n "${VK_DRIVER_FILES:-}${VK_ICD_FILENAMES:-}" ] && return
+    any /etc/vulkan/icd.d/*.json /usr/share/vulkan/icd.d/*.json /usr/local/share/vulkan/icd.d/*.json
+}
+
+# libclang with its own headers, as any package brings them: the bindings of the kernel's video interface are made when
+# mimic is built.
+libclang() {
+    [ -n "${LIBCLANG_PATH:-}" ] && return
+    any /usr/lib*/libclang.so* /usr/lib*/*/libclang.so* /usr/lib*/llvm*/lib*/libclang.so* \
+        /usr/lib*/libclang-[0-9]*.so* /usr/lib*/*/libclang-[0-9]*.so* &&
+        any /usr/lib*/clang/*/include/stddef.h /usr/lib*/llvm*/lib*/clang/*/include/stddef.h
+}
+
+# A library that is loaded by name when the window opens.
+library() { any /usr/lib/*/"$1" /usr/lib64/"$1" /usr/lib/"$1" /lib/*/"$1"; }
 
 debian='' brew='' others=''
 missing() { # what to call it, its Debian packages, its brew formulas
@@ -28,6 +45,22 @@ missing() { # what to call it, its Debian packages, its brew formulas
 on_path ffmpeg && on_path ffprobe || missing ffmpeg ffmpeg ffmpeg
 on_path cc || missing 'a C compiler (cc)' 'gcc libc6-dev' ''
 vulkan || missing "a Vulkan driver (Mesa's lavapipe)" mesa-vulkan-drivers ''
+if linux; then
+    libclang || missing libclang libclang-dev ''
+    # winit opens them by name. Wayland's come with every Wayland desktop.
+    library libxkbcommon-x11.so.0 || missing libxkbcommon-x11 libxkbcommon-x11-0 ''
+    library libX11.so.6 && library libX11-xcb.so.1 && library libXcursor.so.1 && library libXi.so.6 ||
+        missing 'the X11 libraries' 'libx11-6 libx11-xcb1 libxcursor1 libxi6' ''
+    on_path Xvfb || missing 'Xvfb (for tests)' xvfb ''
+    on_path xdotool || missing 'xdotool (for tests)' xdotool ''
+fi
+if [ "${1:-}" = camera ] && linux; then
+    on_path qemu-system-x86_64 || missing qemu-system-x86_64 'qemu-system-x86 seabios' ''
+    on_path busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || missing 'a static busybox' busybox-static ''
+    on_path cpio || missing cpio cpio ''
+    on_path strip && on_path make || missing 'make and binutils' 'make binutils' ''
+    [ -x /sbin/depmod ] || missing depmod kmod ''
+fi
 if [ "${1:-}" = fuzz ]; then
     on_path c++ || missing 'a C++ compiler (c++)' g++ ''
 fi

@@ -13,7 +13,7 @@ use crate::geometry::Rect;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Side of the shaders' workgroups, their `@workgroup_size`.
-const TILE: u32 = 16;
+pub(super) const TILE: u32 = 16;
 
 /// One graphics adapter, for `mimic doctor`.
 #[derive(Clone, Debug, PartialEq, Eq)]

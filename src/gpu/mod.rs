@@ -16,6 +16,9 @@
 //! where there is no graphics card ([`Choice::Auto`] takes a software adapter for none: the twin is
 //! faster). All arithmetic is on sRGB values as they are, as the network's.
 //!
+//! Apart from that, [`YuvToRgb`] makes pictures of a camera's frames by `yuv_to_rgb.wgsl`; its twin is
+//! `media::pixels`, where frames are converted without a graphics card.
+//!
 //! Left out: networks, crops and threads. Everything here runs on the thread that calls; wgpu queues
 //! want to be used from one thread only, so keep a [`Compositor`] on one.
 
@@ -29,13 +32,15 @@ mod reference;
 mod sample;
 mod scene;
 mod warp;
+mod yuv;
 
 pub use compositor::{Choice, Compositor};
 pub use context::{AdapterReport, adapters};
 pub use mask::{PasteMode, PasteSettings};
 pub use prepare::model_view;
+pub use yuv::YuvToRgb;
 
-use crate::frame::ViewError;
+use crate::frame::{Malformed, ViewError};
 use crate::geometry::Rect;
 
 /// Why a frame could not be composed.
@@ -114,6 +119,9 @@ pub enum Error {
         /// Largest value allowed.
         high: f32,
     },
+    /// A camera's frame whose numbers do not agree.
+    #[error(transparent)]
+    Frame(#[from] Malformed),
     /// The photo could not be brought to the model's size.
     #[error(transparent)]
     Resize(#[from] ViewError),

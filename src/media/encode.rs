@@ -13,7 +13,7 @@ use tempfile::TempPath;
 use super::clip::Fps;
 use super::error::{Error, plain};
 use super::ffmpeg::{Running, add_input, encoders, ffmpeg, local, quiet, run};
-use super::probe::probe;
+use super::probe::{length, probe};
 use super::sink::{FrameSink, WriteOptions, make_folder};
 
 /// A format ffmpeg writes.
@@ -40,6 +40,8 @@ pub(super) struct Encoded {
     fps: Fps,
     audio_from: Option<PathBuf>,
     written: u64,
+    /// In fragments, each of which can be played without what comes after it.
+    live: bool,
 }
 
 impl Encoded {
@@ -47,6 +49,20 @@ impl Encoded {
         output: &Path,
         format: Format,
         options: &WriteOptions,
+    ) -> Result<Self, Error> {
+        Self::start(output, format, options, false)
+    }
+
+    /// An mp4 of which [`Encoded::salvage`] can save what was written if the encoder dies.
+    pub(super) fn live(output: &Path, options: &WriteOptions) -> Result<Self, Error> {
+        Self::start(output, Format::Mp4, options, true)
+    }
+
+    fn start(
+        output: &Path,
+        format: Format,
+        options: &WriteOptions,
+        live: bool,
     ) -> Result<Self, Error> {
         let known = encoders()?;
         let codec = format.choose(format.pictures(), output, |name| known.contains(name))?;
@@ -62,6 +78,13 @@ impl Encoded {
         command.args(["-video_size", &format!("{}x{}", padded.0, padded.1)]);
         command.args(["-framerate", &options.fps.to_string(), "-i", "pipe:0"]);
         command.args(format.encoding(codec, padded, options.fps));
+        if live {
+            // Written without a plus sign it takes the place of the format's own flags.
+            command.args(["-movflags", "frag_keyframe+empty_moov+default_base_moof"]);
+            let seconds = 2.0;
+            let frames = (options.fps.as_f64() * seconds).ceil();
+            command.args(["-g", &frames.to_string(), "-flush_packets", "1"]);
+        }
         command.args(["-f", format.muxer()]).arg(local(&temporary));
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         let mut encoder = Running::start(command)?;
@@ -80,51 +103,83 @@ impl Encoded {
                 .clone()
                 .filter(|_| !format.sounds().is_empty()),
             written: 0,
+            live,
         })
+    }
+
+    /// Takes the sound of a clip, from its start; see [`WriteOptions::audio_from`].
+    pub(super) fn sound_from(&mut self, clip: PathBuf) {
+        self.audio_from = Some(clip);
+    }
+
+    /// What was written of a recording whose encoder has died, put under its name; none when not one frame
+    /// of it can be played.
+    pub(super) fn salvage(mut self) -> Option<PathBuf> {
+        self.pipe = None;
+        let _ = self.encoder.wait();
+        let playable = |file: &Path| length(file).is_some_and(|seconds| seconds > 0.0);
+        let sound = self.audio_from.clone();
+        let whole = match sound.map(|clip| self.add_sound(&clip)) {
+            Some(Ok(Some(with_sound))) => Ok(with_sound),
+            _ => self.assemble(None),
+        };
+        let saved = match whole {
+            Ok(whole) if playable(&whole) => whole,
+            // There was no room for a second file: most players take the fragments as they are.
+            _ if playable(&self.temporary) => self.temporary,
+            _ => return None,
+        };
+        saved.persist(&self.output).ok()?;
+        Some(self.output)
     }
 
     /// Puts the sound of the driving clip beside the finished pictures; gives the new file, or none when
     /// there is no sound. Sound that fails is not worth the pictures: it is left out with a warning.
     fn add_sound(&self, clip: &Path) -> Result<Option<TempPath>, Error> {
-        let Some(codec) = probe(clip)?.audio else {
-            return Ok(None);
-        };
-        let with_sound = temporary(&self.output, self.format)?;
+        match probe(clip)?.audio {
+            Some(codec) => self.assemble(Some((clip, &codec))).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// A new file in one piece of the finished pictures and, if any, the sound of a clip in a codec.
+    fn assemble(&self, sound: Option<(&Path, &str)>) -> Result<TempPath, Error> {
+        let assembled = temporary(&self.output, self.format)?;
         let seconds = self.written as f64 / self.fps.as_f64();
         let mut command = quiet(ffmpeg());
         command.args(["-nostdin", "-y"]);
         add_input(&mut command, &self.temporary);
-        // A limit on the input: one on the output could cost the last frame.
-        command.args(["-t", &format!("{seconds:.6}")]);
-        add_input(&mut command, clip);
-        command.args([
-            "-map",
-            "0:v:0",
-            "-map",
-            "1:a:0",
-            "-map_chapters",
-            "-1",
-            "-c:v",
-            "copy",
-        ]);
-        if self.format.holds(&codec) {
-            command.args(["-c:a", "copy"]);
-        } else {
-            let known = encoders()?;
-            let codec = self
-                .format
-                .choose(self.format.sounds(), &self.output, |name| {
-                    known.contains(name)
-                })?;
-            command.args(["-c:a", codec, "-b:a", "192k"]);
+        if let Some((clip, _)) = sound {
+            // A limit on the input: one on the output could cost the last frame.
+            command.args(["-t", &format!("{seconds:.6}")]);
+            add_input(&mut command, clip);
+        }
+        command.args(["-map", "0:v:0", "-map_chapters", "-1", "-c:v", "copy"]);
+        if sound.is_some() {
+            command.args(["-map", "1:a:0"]);
+        }
+        match sound {
+            Some((_, codec)) if self.format.holds(codec) => {
+                command.args(["-c:a", "copy"]);
+            }
+            Some(_) => {
+                let known = encoders()?;
+                let codec = self
+                    .format
+                    .choose(self.format.sounds(), &self.output, |name| {
+                        known.contains(name)
+                    })?;
+                command.args(["-c:a", codec, "-b:a", "192k"]);
+            }
+            None => {}
         }
         command
             .args(self.format.muxing())
             .args(["-f", self.format.muxer()])
-            .arg(local(&with_sound));
+            .arg(local(&assembled));
         let answer = run(command, 0)?;
         if answer.status.success() {
-            Ok(Some(with_sound))
+            Ok(assembled)
         } else {
             Err(Error::Encode {
                 path: self.output.clone(),
@@ -207,14 +262,24 @@ impl FrameSink for Encoded {
                 why: said,
             });
         }
+        let mut whole = !self.live;
         if let Some(clip) = self.audio_from.clone() {
             match self.add_sound(&clip) {
-                Ok(Some(with_sound)) => self.temporary = with_sound,
+                Ok(Some(with_sound)) => {
+                    self.temporary = with_sound;
+                    whole = true;
+                }
                 Ok(None) => tracing::debug!("{} has no sound", clip.display()),
                 Err(error) => tracing::warn!(
                     "{} is written without sound: {error}",
                     self.output.display()
                 ),
+            }
+        }
+        if !whole {
+            match self.assemble(None) {
+                Ok(assembled) => self.temporary = assembled,
+                Err(error) => tracing::warn!("the recording stays in fragments: {error}"),
             }
         }
         let Self {

@@ -151,6 +151,16 @@ pub enum Error {
         /// What ffmpeg said.
         why: String,
     },
+    /// A recording that ended before it was told to; what there was is kept.
+    #[error("the recording ended early ({why}): its first {seconds:.0} seconds are in {}", .path.display())]
+    Interrupted {
+        /// Where they are.
+        path: PathBuf,
+        /// How long that is.
+        seconds: f64,
+        /// What was wrong.
+        why: String,
+    },
     /// This ffmpeg was built without what the format needs.
     #[error(
         "this ffmpeg has no encoder for {} (looked for {tried}): install a full build of ffmpeg or choose another format with -o",

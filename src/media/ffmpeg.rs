@@ -63,6 +63,22 @@ pub fn encoders() -> Result<&'static BTreeSet<String>, Error> {
     Ok(KNOWN.get_or_init(|| names.collect()))
 }
 
+/// Whether this ffmpeg can record from a kind of device, by its name ("pulse").
+pub(super) fn records_from(device: &str) -> Result<bool, Error> {
+    let mut command = quiet(ffmpeg());
+    command.arg("-devices");
+    let answer = run(command, 1 << 20)?;
+    let text = String::from_utf8_lossy(&answer.stdout);
+    // " DE alsa            ALSA audio output": D for reading from it, E for playing to it.
+    Ok(text.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        words.next().is_some_and(|flags| flags.starts_with('D'))
+            && words
+                .next()
+                .is_some_and(|names| names.split(',').any(|n| n == device))
+    }))
+}
+
 /// The ffmpeg program: `MIMIC_FFMPEG`, or the one on the path.
 pub(super) fn ffmpeg() -> OsString {
     chosen().unwrap_or_else(|| "ffmpeg".into())
@@ -206,6 +222,12 @@ impl Running {
 
     /// Waits for the end; gives the status and the last of what the program said, in one line.
     pub(super) fn wait(&mut self) -> Result<(ExitStatus, String), Error> {
+        let (status, said) = self.wait_for_all()?;
+        Ok((status, summary(&said)))
+    }
+
+    /// Waits for the end; gives the status and the last of what the program said as it said it.
+    pub(super) fn wait_for_all(&mut self) -> Result<(ExitStatus, String), Error> {
         // A child that still waits for input or for a reader would wait for ever.
         drop(self.child.stdin.take());
         drop(self.child.stdout.take());
@@ -215,7 +237,7 @@ impl Running {
             .take()
             .and_then(|thread| thread.join().ok())
             .unwrap_or_default();
-        Ok((status, summary(&said)))
+        Ok((status, said))
     }
 
     fn broken(&self, error: &io::Error) -> Error {

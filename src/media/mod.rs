@@ -2,20 +2,29 @@
 //!
 //! Photos and lossless frames go through the `image` crate, everything that moves through the `ffmpeg`
 //! program over pipes: every codec it knows, and a hostile file can only crash a child process. Frames
-//! stream: no part of this module holds a clip. Cameras are not here.
+//! stream: no part of this module holds a clip.
 //!
 //! - [`photo`]: a file to an upright, opaque picture.
 //! - [`clip`]: the driving side, [`FrameSource`]: a video, a folder of pictures, a single picture.
 //! - [`sink`]: the result side, [`FrameSink`]: mp4, webm, gif, numbered pictures, and where they go.
+//! - [`camera`]: live pictures from a camera; [`pixels`] makes RGBA of what drivers give.
+//! - [`record`]: what is shown live, to an mp4 with the microphone's sound.
+//! - [`virtual_camera`]: what is shown live, as a camera for other programs.
 //! - [`ffmpeg`]: finding and running the program.
 
+pub mod camera;
 pub mod clip;
 pub mod error;
 pub mod ffmpeg;
 pub mod photo;
+pub mod pixels;
+pub mod record;
 pub mod sink;
+pub mod virtual_camera;
 
 mod encode;
+mod fit;
+mod microphone;
 mod pattern;
 mod probe;
 mod sequence;

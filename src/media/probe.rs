@@ -41,6 +41,11 @@ const MAX_ANSWER: u64 = 4 << 20;
 /// What is not said or not believable gets this rate.
 const FALLBACK_RATE: Fps = super::clip::STILLS_RATE;
 
+/// Length of a file's pictures in seconds, if it has any and says so.
+pub(super) fn length(path: &Path) -> Option<f64> {
+    probe(path).ok()?.video?.duration
+}
+
 /// Asks ffprobe about a regular file.
 pub(super) fn probe(path: &Path) -> Result<Probe, Error> {
     let mut command = quiet(ffprobe());

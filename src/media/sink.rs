@@ -51,34 +51,15 @@ pub struct WriteOptions {
 /// - `.gif`: loops for ever, at most 50 frames a second; the palette is taken from the first frames.
 /// - a pattern such as `frames/%05d.png`: lossless pictures, numbered from 1.
 pub fn create(output: &Path, options: &WriteOptions) -> Result<Box<dyn FrameSink>, Error> {
+    check_size(output, options)?;
     let size = (options.width, options.height);
-    if u64::from(options.width) * u64::from(options.height) > MAX_PIXELS
-        || options.width.min(options.height) == 0
-    {
-        return Err(Error::FrameSize {
-            path: output.to_owned(),
-            got: size,
-            want: size,
-        });
-    }
-    let kind = kind(output, &options.inputs)?;
-    let format = match kind {
+    let format = match kind(output, &options.inputs)? {
         Kind::Pictures(pattern) => {
             return Ok(Box::new(Sequence::create(output, pattern, size)?));
         }
         Kind::Video(format) => format,
     };
-    match fs::metadata(output) {
-        Ok(there) if there.is_dir() => {
-            return Err(Error::Write {
-                path: output.to_owned(),
-                why: "it is a folder".to_owned(),
-            });
-        }
-        // Found now rather than when the work is done: a name that is too long, say.
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::write(output, &e)),
-        _ => {}
-    }
+    check_name(output)?;
     Ok(Box::new(Encoded::create(output, format, options)?))
 }
 
@@ -130,6 +111,32 @@ pub fn resolve_output(out: Option<&Path>, filename: Option<&str>) -> PathBuf {
         file
     } else {
         file.with_extension("mp4")
+    }
+}
+
+/// Fails for frames of no pixels or too many.
+pub(super) fn check_size(output: &Path, options: &WriteOptions) -> Result<(), Error> {
+    let (width, height) = (options.width, options.height);
+    if u64::from(width) * u64::from(height) > MAX_PIXELS || width.min(height) == 0 {
+        return Err(Error::FrameSize {
+            path: output.to_owned(),
+            got: (width, height),
+            want: (width, height),
+        });
+    }
+    Ok(())
+}
+
+/// Fails for a name that cannot be a file's: found now rather than when the work is done.
+pub(super) fn check_name(output: &Path) -> Result<(), Error> {
+    match fs::metadata(output) {
+        Ok(there) if there.is_dir() => Err(Error::Write {
+            path: output.to_owned(),
+            why: "it is a folder".to_owned(),
+        }),
+        // One that is too long, say.
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::write(output, &e)),
+        _ => Ok(()),
     }
 }
 

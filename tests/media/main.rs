@@ -5,5 +5,6 @@
 mod clips;
 mod helpers;
 mod photos;
+mod recordings;
 mod sinks;
 mod trouble;

@@ -1,8 +1,8 @@
 //! A picture into a frame of another size.
 
-use fast_image_resize as fir;
 use image::{GenericImage as _, RgbaImage};
 
+use crate::frame::view;
 use crate::geometry::Rect;
 
 /// The picture as it is when it has the size, else scaled to fit into `room`, centred, with black beside it.
@@ -25,26 +25,15 @@ pub(super) fn fit<'a>(
         return room;
     }
     let (x, y) = (inside.x1.unsigned_abs(), inside.y1.unsigned_abs());
-    match scale(picture, inside.width(), inside.height()) {
-        Some(scaled) => {
+    let whole = Rect::of_size(picture.width(), picture.height());
+    match view(picture, whole, inside.width(), inside.height()) {
+        Ok(scaled) => {
             // It fits: that is how `inside` was made.
             let _ = room.copy_from(&scaled, x, y);
         }
-        None => tracing::warn!("a picture could not be scaled to {inside}"),
+        Err(error) => tracing::warn!("{error}"),
     }
     room
-}
-
-fn scale(picture: &RgbaImage, width: u32, height: u32) -> Option<RgbaImage> {
-    let (from_width, from_height) = picture.dimensions();
-    let kind = fir::PixelType::U8x4;
-    let from = fir::images::ImageRef::new(from_width, from_height, picture.as_raw(), kind).ok()?;
-    let mut to = fir::images::Image::new(width, height, kind);
-    let options = fir::ResizeOptions::new()
-        .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear))
-        .use_alpha(false);
-    fir::Resizer::new().resize(&from, &mut to, &options).ok()?;
-    RgbaImage::from_raw(width, height, to.into_vec())
 }
 
 /// Where a picture of one size goes in a frame of another; empty if it has no pixels.

@@ -64,7 +64,7 @@ fn shaders_and_twin_agree_on_the_recorded_pictures() {
         assert_ne!(shaders.device_name(), twin.device_name());
         for mode in [PasteMode::PaddleGan, PasteMode::Feather] {
             for detail in [0.0, 0.5, 1.0] {
-                for (feather, colour_match) in [(0.2, false), (0.0, true), (1.0, true)] {
+                for (feather, colour_match) in [(0.2, 0.0), (0.0, 1.0), (1.0, 0.5)] {
                     let settings = PasteSettings {
                         mode,
                         ratio,
@@ -282,7 +282,7 @@ fn colour_match_takes_a_tint_off_and_leaves_the_photo_alone() {
     compositor.set_photo(&photo, &[crop], 64).unwrap();
     let settings = PasteSettings {
         detail: 0.0,
-        colour_match: true,
+        colour_match: 1.0,
         ..Default::default()
     };
     let matched = worst(
@@ -291,7 +291,7 @@ fn colour_match_takes_a_tint_off_and_leaves_the_photo_alone() {
     );
     assert!(matched <= 2, "{matched}");
     let plain = PasteSettings {
-        colour_match: false,
+        colour_match: 0.0,
         ..settings
     };
     assert!(worst(&photo, compositor.composite(&[tinted], &plain).unwrap()) >= 11);
@@ -311,7 +311,7 @@ fn neighbours_share_their_overlap_and_shaders_do_as_their_twin() {
         .map(|&colour| with_maps(RgbaImage::from_pixel(64, 64, Rgba(colour)), 1))
         .collect();
     let settings = PasteSettings {
-        colour_match: false,
+        colour_match: 0.0,
         detail: 0.0,
         ..PasteSettings::default()
     };
@@ -442,7 +442,7 @@ proptest! {
         // Twice the same, since PaddleGAN's mask of a single face has no ratio.
         compositor.set_photo(&photo, &[crop, crop], 8).unwrap();
         let faces = [prediction.clone(), prediction];
-        let settings = |ratio| PasteSettings { mode, ratio, feather, detail: 0.0, colour_match: false };
+        let settings = |ratio| PasteSettings { mode, ratio, feather, detail: 0.0, colour_match: 0.0 };
         let small = compositor.composite(&faces, &settings(ratio)).unwrap().clone();
         let large = compositor.composite(&faces, &settings((ratio + more).min(1.0))).unwrap();
         prop_assert!(small.as_raw().iter().zip(large.as_raw()).all(|(s, l)| s <= l));
@@ -457,11 +457,11 @@ proptest! {
         let white = |value: u8| { let mut p = random_prediction(size, map, 1); p.rgba.fill(value); p };
         let mut compositor = Compositor::new(Choice::Cpu).unwrap();
         // Where black and white predictions give the same, the mask is nothing.
-        let flat = PasteSettings { mode, ratio, feather, detail: 0.0, colour_match: false };
+        let flat = PasteSettings { mode, ratio, feather, detail: 0.0, colour_match: 0.0 };
         compositor.set_photo(&photo, &[crop, crop], model).unwrap();
         let black = compositor.composite(&[white(0), white(0)], &flat).unwrap().clone();
         let white = compositor.composite(&[white(255), white(255)], &flat).unwrap().clone();
-        let settings = PasteSettings { detail, colour_match: true, ..flat };
+        let settings = PasteSettings { detail, colour_match: 1.0, ..flat };
         let faces = [random_prediction(size, map, seed), random_prediction(size, map, seed ^ 1)];
         let frame = compositor.composite(&faces, &settings).unwrap().clone();
         let crops = Rect::of_size(photo.width(), photo.height()).intersect(&crop);
@@ -485,7 +485,7 @@ proptest! {
         let model = model.min(crop.width()).min(crop.height());
         let prediction = identity(&photo, crop, model, map);
         let mode = if hard { PasteMode::PaddleGan } else { PasteMode::Feather };
-        let settings = PasteSettings { mode, ratio, detail: 1.0, colour_match: true, feather: 0.2 };
+        let settings = PasteSettings { mode, ratio, detail: 1.0, colour_match: 1.0, feather: 0.2 };
         let mut compositor = Compositor::new(Choice::Cpu).unwrap();
         compositor.set_photo(&photo, &[crop], model).unwrap();
         let frame = compositor.composite(&[prediction], &settings).unwrap();

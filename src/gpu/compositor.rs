@@ -50,6 +50,8 @@ pub struct Compositor {
     output: RgbaImage,
     faces: Vec<Face>,
     prepared: Vec<Prepared>,
+    /// Ratios of faces that have their own.
+    ratios: Vec<Option<f32>>,
     /// What `shares` and `rims` were made for.
     masked: Option<PasteSettings>,
     shares: Vec<Share>,
@@ -83,6 +85,7 @@ impl Compositor {
             output: RgbaImage::default(),
             faces: Vec::new(),
             prepared: Vec::new(),
+            ratios: Vec::new(),
             masked: None,
             shares: Vec::new(),
             rims: Vec::new(),
@@ -120,11 +123,32 @@ impl Compositor {
         self.twins.clear();
         self.twins.resize_with(faces.len(), Twin::default);
         self.faces = faces;
+        self.ratios.clear();
         self.masked = None;
         self.rasters.clear();
         if let Some(gpu) = &mut self.gpu {
             let result = gpu.set_photo(&self.photo, &self.faces);
             self.gpu_or_fall_back(result)?;
+        }
+        Ok(())
+    }
+
+    /// Gives faces of the photo a ratio of their own in place of [`PasteSettings::ratio`], in the
+    /// crops' order.
+    ///
+    /// # Errors
+    /// A ratio that is not in 0.1..=1.
+    pub fn set_ratios(&mut self, ratios: &[Option<f32>]) -> Result<(), Error> {
+        for ratio in ratios.iter().flatten() {
+            let alone = PasteSettings {
+                ratio: *ratio,
+                ..PasteSettings::default()
+            };
+            alone.check()?;
+        }
+        if self.ratios != ratios {
+            self.ratios = ratios.to_vec();
+            self.masked = None;
         }
         Ok(())
     }
@@ -146,11 +170,15 @@ impl Compositor {
             return Err(Error::Count { predictions, crops });
         }
         self.make_masks(settings);
-        let matched = settings.colour_match && settings.mode == PasteMode::Feather;
+        let matched = match settings.mode {
+            PasteMode::Feather => settings.colour_match,
+            PasteMode::PaddleGan => 0.0,
+        };
         let faces = self.faces.iter().zip(&self.rims).zip(&mut self.prepared);
         for (index, (((face, rim), prepared), prediction)) in faces.zip(predictions).enumerate() {
-            let rim = if matched { rim.as_slice() } else { &[] };
+            let rim = if matched > 0.0 { rim.as_slice() } else { &[] };
             prepared.update(index, prediction, face, settings.detail, rim)?;
+            prepared.offset = prepared.offset.map(|channel| channel * matched);
             if settings.mode == PasteMode::Feather {
                 prepared.shrink_to(face.crop);
             }
@@ -165,6 +193,11 @@ impl Compositor {
             self.paint();
         }
         Ok(&self.output)
+    }
+
+    /// What [`Compositor::composite`] gave last; the photo itself before that.
+    pub fn output(&self) -> &RgbaImage {
+        &self.output
     }
 
     /// Who composes the photo set last: the adapter's name, or "CPU".
@@ -200,7 +233,7 @@ impl Compositor {
             return;
         }
         let crops: Vec<Rect> = self.faces.iter().map(|face| face.crop).collect();
-        self.shares = Share::of_all(&crops, self.photo.dimensions(), settings);
+        self.shares = Share::of_all(&crops, &self.ratios, self.photo.dimensions(), settings);
         self.rims = self
             .faces
             .iter()

@@ -37,9 +37,9 @@ pub struct PasteSettings {
     pub ratio: f32,
     /// Width of the soft edge, 0..=1 in halves of the crop's shorter side; in `Feather` mode only.
     pub feather: f32,
-    /// Shift the face's colours so that they meet the photo's along the soft edge; in `Feather` mode
-    /// only.
-    pub colour_match: bool,
+    /// How far the face's colours are shifted to meet the photo's along the soft edge, 0..=1; in
+    /// `Feather` mode only.
+    pub colour_match: f32,
     /// How much of the photo's own detail is put on the prediction, 0..=1; 0 enlarges the prediction
     /// and does nothing else.
     pub detail: f32,
@@ -51,7 +51,7 @@ impl Default for PasteSettings {
             mode: PasteMode::Feather,
             ratio: 0.4,
             feather: 0.2,
-            colour_match: true,
+            colour_match: 1.0,
             detail: 0.5,
         }
     }
@@ -66,6 +66,7 @@ impl PasteSettings {
         let numbers = [
             ("ratio", self.ratio, 0.1),
             ("feather", self.feather, 0.0),
+            ("colour match", self.colour_match, 0.0),
             ("detail", self.detail, 0.0),
         ];
         for (name, value, low) in numbers {

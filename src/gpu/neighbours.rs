@@ -37,10 +37,22 @@ pub(crate) struct Neighbour {
 }
 
 impl Share {
-    /// The masks of crops in the order of pasting.
-    pub(crate) fn of_all(crops: &[Rect], photo: (u32, u32), settings: &PasteSettings) -> Vec<Self> {
-        let mask = |&crop: &Rect| Mask::new(crop, crops.len(), photo, settings);
-        let masks: Vec<Mask> = crops.iter().map(mask).collect();
+    /// The masks of crops in the order of pasting; a crop may have its own ratio in `ratios`.
+    pub(crate) fn of_all(
+        crops: &[Rect],
+        ratios: &[Option<f32>],
+        photo: (u32, u32),
+        settings: &PasteSettings,
+    ) -> Vec<Self> {
+        let own = ratios.iter().copied().chain(std::iter::repeat(None));
+        let mask = |(&crop, own): (&Rect, Option<f32>)| {
+            let settings = PasteSettings {
+                ratio: own.unwrap_or(settings.ratio),
+                ..*settings
+            };
+            Mask::new(crop, crops.len(), photo, &settings)
+        };
+        let masks: Vec<Mask> = crops.iter().zip(own).map(mask).collect();
         let soft = settings.mode == PasteMode::Feather;
         let seam = (settings.feather / 4.0).max(SEAM);
         let shares = crops.iter().enumerate().map(|(i, &crop)| {
@@ -128,7 +140,7 @@ mod tests {
             mode,
             ..PasteSettings::default()
         };
-        Share::of_all(crops, (600, 600), &settings)
+        Share::of_all(crops, &[], (600, 600), &settings)
     }
 
     #[test]

@@ -83,6 +83,7 @@ fn the_embedded_model_computes_what_it_was_trained_to() {
     let options = MotionOptions {
         relative: true,
         adapt_scale: false,
+        gain: 1.0,
     };
     let kp_norm = move_keypoints(&kp_source, &kp_driving, &kp_initial, options);
     let source = encode(&networks, &recorded["source"]);
@@ -226,6 +227,7 @@ fn compare(name: &str, mobile: bool) {
             let options = MotionOptions {
                 relative,
                 adapt_scale: relative,
+                gain: 1.0,
             };
             let kp_norm = move_keypoints(&kp_source, &kp_driving, &initial, options);
             let name = format!("kp_norm.{frame}.{mode}");

@@ -3,7 +3,12 @@
 mod animator;
 pub mod load;
 pub mod motion;
+mod performer;
 pub mod pictures;
+mod smooth;
+pub mod take;
 
 pub use animator::{Animator, BestFrame};
 pub use motion::{MotionOptions, normalise, normalised_distance};
+pub use performer::{PerformOptions, Performer};
+pub use smooth::Smoother;

@@ -12,13 +12,15 @@ use crate::ops::matrix::{inverse, narrow, product, widen};
 const MIN_AREA: f64 = 1e-8;
 
 /// How the motion of the driver becomes the photo's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MotionOptions {
     /// Move the photo as the driver has moved since the initial frame, instead of to where the
     /// driver is.
     pub relative: bool,
     /// Scale relative motion by how large the photo's face is against the driver's.
     pub adapt_scale: bool,
+    /// How strongly the motion is taken over: 1 as it is, 0 not at all, 2 twice.
+    pub gain: f32,
 }
 
 impl Default for MotionOptions {
@@ -26,6 +28,7 @@ impl Default for MotionOptions {
         Self {
             relative: true,
             adapt_scale: true,
+            gain: 1.0,
         }
     }
 }
@@ -35,17 +38,52 @@ impl Default for MotionOptions {
 /// All three come from the same detector. Relative motion is value = source + scale * (driving -
 /// initial) and jacobian = driving * initial^-1 * source, with scale the root of the convex hulls'
 /// area ratio; a hull without area scales by 1, a singular initial jacobian leaves the source's.
-/// Absolute motion is the driver's own.
+/// Absolute motion is the driver's own. Either is then taken over by `gain` (see [`between`]).
 pub fn normalise(
     source: &Keypoints,
     driving: &Keypoints,
     initial: &Keypoints,
     options: MotionOptions,
 ) -> Keypoints {
-    if !options.relative {
-        return driving.clone();
+    let moved = if options.relative {
+        relative(source, driving, initial, options.adapt_scale)
+    } else {
+        driving.clone()
+    };
+    // Not only for speed: one times a number is not always that number.
+    if options.gain == 1.0 {
+        return moved;
     }
-    let scale = if options.adapt_scale {
+    between(source, &moved, options.gain)
+}
+
+/// Keypoints on the way from one set to another: `a` at 0, `b` at 1, beyond it the way goes on.
+pub fn between(a: &Keypoints, b: &Keypoints, way: f32) -> Keypoints {
+    let mix = |a: f32, b: f32| a + way * (b - a);
+    let places = a.value.iter().zip(&b.value);
+    let jacobian = a.jacobian.as_ref().zip(b.jacobian.as_ref());
+    Keypoints {
+        value: places
+            .map(|(a, b)| [0, 1].map(|axis| mix(a[axis], b[axis])))
+            .collect(),
+        jacobian: jacobian.map(|(a, b)| {
+            let matrices = a.iter().zip(b);
+            matrices
+                .map(|(a, b)| {
+                    [0, 1].map(|row| [0, 1].map(|column| mix(a[row][column], b[row][column])))
+                })
+                .collect()
+        }),
+    }
+}
+
+fn relative(
+    source: &Keypoints,
+    driving: &Keypoints,
+    initial: &Keypoints,
+    adapt_scale: bool,
+) -> Keypoints {
+    let scale = if adapt_scale {
         scale_between(source, initial)
     } else {
         1.0
@@ -170,14 +208,17 @@ mod tests {
     const RELATIVE: MotionOptions = MotionOptions {
         relative: true,
         adapt_scale: false,
+        gain: 1.0,
     };
     const ADAPTED: MotionOptions = MotionOptions {
         relative: true,
         adapt_scale: true,
+        gain: 1.0,
     };
     const ABSOLUTE: MotionOptions = MotionOptions {
         relative: false,
         adapt_scale: true,
+        gain: 1.0,
     };
 
     proptest! {
@@ -264,6 +305,25 @@ mod tests {
             normalise(&source, &driving, &initial, RELATIVE).value[0],
             [0.2, -0.4]
         );
+    }
+
+    #[test]
+    fn gain_takes_motion_over_by_as_much() {
+        let source = square(0.5, [[1.0, 0.0], [0.0, 1.0]]);
+        let mut driving = square(0.5, [[1.5, 0.0], [0.0, 1.0]]);
+        driving.value[0] = [0.2, -0.4];
+        let by = |gain| {
+            normalise(
+                &source,
+                &driving,
+                &source,
+                MotionOptions { gain, ..RELATIVE },
+            )
+        };
+        assert_eq!(by(0.0), source);
+        assert_eq!(by(1.0), driving);
+        assert_eq!(by(2.0).value[0], [0.4, -0.8]);
+        assert_eq!(by(0.5).jacobian.unwrap()[1], [[1.25, 0.0], [0.0, 1.0]]);
     }
 
     #[test]

@@ -155,15 +155,22 @@ pub fn from_bytes(bytes: &[u8], what: &str) -> Result<Checkpoint, Error> {
     })
 }
 
+/// Name of the model in the binary.
+pub const EMBEDDED: &str = "mimic-small";
+
+/// Size of the model in the binary.
+pub const EMBEDDED_BYTES: u64 = MIMIC_SMALL.len() as u64;
+
+const MIMIC_SMALL: &[u8] = include_bytes!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/weights/mimic-small.safetensors"
+));
+
 /// The model that is built into the program: `mimic-small`, for faces at 256x256.
 ///
 /// # Errors
 /// None in a program that was built from sound sources.
 pub fn embedded() -> Result<Checkpoint, Error> {
-    const MIMIC_SMALL: &[u8] = include_bytes!(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/weights/mimic-small.safetensors"
-    ));
     from_bytes(MIMIC_SMALL, "the embedded model")
 }
 

@@ -194,6 +194,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     let motion = MotionOptions {
         relative: !args.absolute,
         adapt_scale: !args.no_adapt_scale,
+        ..MotionOptions::default()
     };
     let opened = offline::open(&job).map_err(failure)?;
     let engine = engine(&args)?;
@@ -285,9 +286,11 @@ fn job(args: &Args) -> Job {
             mode,
             ratio: args.ratio,
             feather: args.feather,
-            colour_match: !args.no_colour_match,
+            colour_match: if args.no_colour_match { 0.0 } else { 1.0 },
             detail: args.detail,
         },
+        ratios: Vec::new(),
+        smoothing: 0.0,
         compositor: if args.cpu {
             Choice::Cpu
         } else {

@@ -19,6 +19,7 @@ pub mod ffmpeg;
 pub mod photo;
 pub mod pixels;
 pub mod record;
+pub mod samples;
 pub mod sink;
 pub mod virtual_camera;
 

@@ -247,8 +247,7 @@ mod tests {
             let mut frame = raw(PixelFormat::Yuyv, 2, 1, &bytes);
             frame.colours.bt709 = bt709;
             let image = rgba(&frame);
-            for c in 0..3 {
-                let (got, want) = (image.get_pixel(1, 0)[c], rgb[c]);
+            for (&got, want) in image.get_pixel(1, 0).0.iter().zip(rgb) {
                 assert!(got.abs_diff(want) <= 2, "{yuv:?} {bt709}: {image:?}");
             }
         }
@@ -269,8 +268,8 @@ mod tests {
                 let l = luma * (f64::from(y) - black);
                 let (u, v) = (f64::from(u) - 128.0, f64::from(v) - 128.0);
                 let exact = [l + red * v, l + green_u * u + green_v * v, l + blue * u];
-                for c in 0..3 {
-                    let off = f64::from(image.get_pixel(0, 0)[c]) - exact[c].clamp(0.0, 255.0);
+                for (&got, exact) in image.get_pixel(0, 0).0.iter().zip(exact) {
+                    let off = f64::from(got) - exact.clamp(0.0, 255.0);
                     assert!(off.abs() <= 0.52, "{bytes:?} {colours:?}: {off}");
                 }
             }

@@ -149,6 +149,18 @@ impl Driving {
         Ok(views)
     }
 
+    /// Frame `number`, from 0, looked at as if it were the first: what came before is not followed.
+    pub(super) fn glimpse(&mut self, number: u64) -> Result<Views, Error> {
+        let mut views = Views::default();
+        self.rewind()?;
+        self.source.reopen(&ReadOptions {
+            start_frame: number,
+            ..self.read.clone()
+        })?;
+        self.read(&mut views)?;
+        Ok(views)
+    }
+
     pub(super) fn rewind(&mut self) -> Result<(), Error> {
         self.source.reopen(&self.read)?;
         if let Some(tracker) = &mut self.tracker {

@@ -1,5 +1,9 @@
 //! Who runs where: the threads between reading, networks, compositor and writing.
 
 mod cast;
+pub mod driver;
 mod driving;
+pub mod live;
 pub mod offline;
+pub mod queue;
+pub mod slot;

@@ -15,7 +15,7 @@ use super::cast::{Cast, cast};
 pub use super::cast::{Faces, Role, Selection};
 pub use super::driving::Window;
 use super::driving::{Driving, Views};
-use crate::animate::{Animator, BestFrame};
+use crate::animate::{Animator, BestFrame, Smoother};
 use crate::faces;
 use crate::frame::Prediction;
 use crate::gpu::{self, Compositor, PasteSettings};
@@ -43,6 +43,10 @@ pub struct Job {
     pub audio: bool,
     /// How faces are put back.
     pub paste: PasteSettings,
+    /// Ratios of faces that have their own, in the crops' order.
+    pub ratios: Vec<Option<f32>>,
+    /// How much trembling of the driver is smoothed away, 0..=1.
+    pub smoothing: f32,
     /// Who composes.
     pub compositor: gpu::Choice,
     /// Frames on their way between two threads.
@@ -164,6 +168,35 @@ pub fn run(
     open(job)?.run(animator, progress, cancel)
 }
 
+/// One frame of a job's result, for looking at its settings: frame `number` of the clip, from 0, its motion
+/// counted from the first. Nothing is written.
+///
+/// # Errors
+/// As [`open`].
+pub fn preview(job: &Job, animator: &mut Animator, number: u64) -> Result<RgbaImage, Error> {
+    let Opened {
+        photo,
+        cast,
+        source,
+        ..
+    } = open(job)?;
+    let mut driving = Driving::new(source, job.window, cast.drivers(), animator.size())?;
+    let mut compositor = Compositor::new(job.compositor)?;
+    compositor.set_photo(&photo, &cast.crops, animator.size())?;
+    compositor.set_ratios(&job.ratios)?;
+    let views = cast
+        .crops
+        .iter()
+        .map(|&crop| gpu::model_view(&photo, crop, animator.size()));
+    animator.set_photo(&views.collect::<Result<Vec<_>, _>>()?);
+    animator.set_drivers(cast.drivers);
+    let first = keypoints(animator, &driving.glimpse(0)?);
+    animator.set_references(&first);
+    let there = keypoints(animator, &driving.glimpse(number)?);
+    let predictions = animator.animate_by(&there).to_vec();
+    Ok(compositor.composite(&predictions, &job.paste)?.clone())
+}
+
 /// A job whose photo and clip have been opened: what is wrong with them is known before anything that
 /// takes time, such as loading a model.
 pub struct Opened<'a> {
@@ -221,6 +254,7 @@ impl Opened<'_> {
 
         let mut compositor = Compositor::new(job.compositor)?;
         compositor.set_photo(&photo, &cast.crops, animator.size())?;
+        compositor.set_ratios(&job.ratios)?;
         let views = cast
             .crops
             .iter()
@@ -275,6 +309,10 @@ impl Opened<'_> {
             driving,
             animator,
             compose,
+            Smooth {
+                amount: job.smoothing,
+                fps: clip.fps.as_f64(),
+            },
             job.batch.clamp(1, 64),
             report,
             cancel,
@@ -349,6 +387,13 @@ struct Compose {
     paste: PasteSettings,
 }
 
+/// How much the driver is smoothed, and how many frames a second of the clip's there are.
+#[derive(Clone, Copy)]
+struct Smooth {
+    amount: f32,
+    fps: f64,
+}
+
 /// What a stream of frames took.
 #[derive(Default)]
 struct Streamed {
@@ -361,6 +406,7 @@ fn stream(
     driving: Driving,
     animator: &mut Animator,
     compose: Compose,
+    smooth: Smooth,
     ahead: usize,
     mut progress: impl FnMut(u64),
     cancel: &AtomicBool,
@@ -388,6 +434,7 @@ fn stream(
             .map_err(unstarted("encode"))?;
 
         let mut streamed = Streamed::default();
+        let mut smoothers: Vec<Smoother> = Vec::new();
         let mut cancelled = false;
         // The receiver ends with the loop, which stops the decoder wherever it is.
         for views in frames {
@@ -396,9 +443,15 @@ fn stream(
                 break;
             }
             let seconds = &mut streamed.seconds;
-            let keypoints = timed(&mut seconds.keypoints, || keypoints(animator, &views));
+            let mut keypoints = timed(&mut seconds.keypoints, || keypoints(animator, &views));
             if views.appeared {
                 animator.driver_appeared();
+                smoothers.clear();
+            }
+            smoothers.resize_with(keypoints.len(), Smoother::default);
+            let at = streamed.frames as f64 / smooth.fps;
+            for (keypoints, smoother) in keypoints.iter_mut().zip(&mut smoothers) {
+                smoother.smooth(keypoints, smooth.amount, at);
             }
             // A full channel drops the buffer, which costs an allocation and nothing else.
             let _ = spent_frames.try_send(views);

@@ -5,6 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 THREADS ?= 2
 VENV ?= .venv
 FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 1800
 
 # The demo: a square around the Mona Lisa's head, as large against her face as the driver's picture against his, and of the
 # result the part where the head turns.
@@ -12,13 +13,14 @@ CROP = 150,60,670,580
 GIF_FROM = 0.6
 GIF_SECONDS = 3.5
 
-.PHONY: help demo test test-camera run bench fuzz screenshots packages
+.PHONY: help demo test test-camera soak run bench fuzz screenshots packages
 
 help:
 	@echo 'make demo    make the Mona Lisa follow a drawn performer: output/result.mp4, output/demo.gif'
 	@echo 'make test    run every test'
 	@echo 'make test-camera   try the camera code in a virtual machine (Debian; fetches a kernel, 85 MB, once)'
 	@echo 'make run     open the window'
+	@echo 'make soak    run the demo in the window for SOAK_SECONDS=$(SOAK_SECONDS) and see that memory stays flat'
 	@echo 'make bench   time mimic, PyTorch and ONNX Runtime on this machine (THREADS=$(THREADS), Python in VENV=$(VENV))'
 	@echo 'make screenshots   make the pictures in screenshots/ anew'
 	@echo 'make fuzz    feed broken files to every parser, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
@@ -45,6 +47,9 @@ test: packages
 test-camera:
 	@scripts/packages.sh camera
 	scripts/test-camera.sh
+
+soak: packages
+	cargo run --locked --release -- bench --window --seconds $(SOAK_SECONDS)
 
 run: packages
 	cargo run --locked --release

@@ -21,3 +21,5 @@ pub mod media;
 pub mod model;
 pub mod ops;
 pub mod pipeline;
+pub mod settings;
+pub mod ui;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -19,6 +19,8 @@ use crate::model::packed::Engine;
 use crate::ops::simd::Isa;
 use crate::ops::threads::Record;
 use crate::pipeline::offline::{self, Faces, Job, ReferenceFrame, Report, Window};
+use crate::settings::Driver;
+use crate::ui::{self, Start};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -40,10 +42,19 @@ pub(super) struct Args {
     /// A table of every layer: milliseconds, and GFLOP/s of the layer as defined
     #[arg(long)]
     layers: bool,
+    /// Time the window instead: the demo in it, drawn without a display
+    #[arg(long, conflicts_with_all = ["network", "layers", "precision"])]
+    window: bool,
+    /// How long the window runs
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, requires = "window", value_parser = clap::value_parser!(u64).range(5..=86400))]
+    seconds: u64,
     /// Print the numbers as JSON
     #[arg(long)]
     json: bool,
 }
+
+/// Memory may grow by so many bytes while the window runs.
+const GROWTH: u64 = 20_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Exactness {
@@ -64,6 +75,9 @@ const CLIP: &str = "assets/driver.mp4";
 const RUNS: usize = 3;
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    if args.window {
+        return window(args);
+    }
     let usual = ["vox-256", "vox-mobile", "mimic-small"].map(str::to_owned);
     let networks = if args.network.is_empty() {
         &usual[..]
@@ -154,6 +168,66 @@ impl Table {
 
 /// The whole program on the demo: seconds of each frame from the first to the last that is written,
 /// reading, networks, compositor and encoder beside each other.
+/// Runs the demo in the window, without a display, and says how fast it was; memory that grows is a failure.
+#[allow(clippy::print_stdout, reason = "this is the result")]
+fn window(args: &Args) -> Result<(), Failure> {
+    let start = Start {
+        driver: Some(Driver::Demo),
+        threads: args.threads.map_or(0, usize::from),
+        ..Start::default()
+    };
+    let mut memory = Vec::new();
+    let long = Duration::from_secs(args.seconds);
+    let measured = ui::measure(start, [1280.0, 800.0], long, || {
+        memory.extend(super::memory::now());
+    })?;
+    // Buffers and caches fill in the first quarter.
+    let settled = memory.get(memory.len() / 4).copied().unwrap_or(0);
+    let growth = memory.last().copied().unwrap_or(0).saturating_sub(settled);
+    if args.json {
+        let numbers = json!({
+            "first_picture_s": measured.first_picture, "first_animated_s": measured.first_animated,
+            "fps": measured.fps, "latency_ms": measured.latency, "inference_ms": measured.inference,
+            "slowest_frame_ms": measured.slowest, "memory_bytes": settled, "memory_growth_bytes": growth,
+        });
+        println!("{numbers:#}");
+    } else {
+        println!(
+            "first picture      {:.2} s after start",
+            measured.first_picture
+        );
+        println!(
+            "first animated     {:.2} s after start",
+            measured.first_animated
+        );
+        println!(
+            "animated           {:.1} fps, networks {:.0} ms a frame",
+            measured.fps, measured.inference
+        );
+        println!(
+            "latency            {:.0} ms from the driver's frame",
+            measured.latency
+        );
+        println!(
+            "slowest frame      {:.0} ms of the window's own",
+            measured.slowest
+        );
+        println!(
+            "memory             {:.0} MB, grown by {:.1} MB",
+            settled as f64 / 1e6,
+            growth as f64 / 1e6
+        );
+    }
+    if growth > GROWTH {
+        let text = format!(
+            "memory has grown by {growth} bytes in {} s: it should stay flat",
+            args.seconds
+        );
+        return Err(Failure::Job(text));
+    }
+    Ok(())
+}
+
 fn end_to_end(table: &mut Table, engine: Engine, label: &str) -> Result<(), Failure> {
     if !(Path::new(PHOTO).exists() && Path::new(CLIP).exists()) {
         eprintln!("no row from end to end: {PHOTO} and {CLIP} are not here");
@@ -170,6 +244,8 @@ fn end_to_end(table: &mut Table, engine: Engine, label: &str) -> Result<(), Fail
         output: folder.path().join("result.mp4"),
         audio: true,
         paste: PasteSettings::default(),
+        ratios: Vec::new(),
+        smoothing: 0.0,
         compositor: Choice::Auto,
         batch: 4,
     };

@@ -4,6 +4,7 @@ mod animate;
 mod bench;
 mod doctor;
 mod faces;
+mod live;
 mod memory;
 mod model;
 mod weights;
@@ -11,16 +12,24 @@ mod weights;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-/// Makes a photo move as a driving video does.
+/// Makes a photo move as you do. Without a command: the window.
 #[derive(Debug, Parser)]
-#[command(name = "mimic", version, about, propagate_version = true)]
+#[command(
+    name = "mimic",
+    version,
+    about,
+    propagate_version = true,
+    args_conflicts_with_subcommands = true
+)]
 struct Cli {
     /// More in the log: -v what happens, -vv everything. MIMIC_LOG=FILTER says it in detail.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
+    #[command(flatten)]
+    live: live::Args,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -64,14 +73,7 @@ pub fn main() -> ExitCode {
         Some(Command::Weights(args)) => weights::run(&args),
         Some(Command::Doctor) => doctor::run(),
         Some(Command::Bench(args)) => bench::run(&args),
-        None => {
-            eprintln!("{}", Cli::command().render_help());
-            Err(Failure::Usage(
-                "the window is not part of this version yet: animate from the command line with \
-                 `mimic animate --source-image PHOTO --driving-video CLIP`"
-                    .to_owned(),
-            ))
-        }
+        None => live::run(cli.live),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -119,6 +121,8 @@ fn log_to_stderr(verbose: u8) {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]

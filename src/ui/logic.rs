@@ -1,0 +1,618 @@
+//! What happens between two frames: events of the threads, keys, dropped files, and the commands of the
+//! widgets.
+
+use std::path::{Path, PathBuf};
+
+use eframe::egui::{Context, Key, Modifiers, ViewportCommand};
+
+use super::app::{App, ModelState};
+use super::command::{Command, Place};
+use super::dialogs::Pick;
+use super::jobs::JobCommand;
+use super::reel::Face;
+use crate::animate::{MotionOptions, PerformOptions};
+use crate::geometry::Rect;
+use crate::gpu::{self, PasteMode, PasteSettings};
+use crate::pipeline::driver::{Driver, DriverEvent, DriverSource};
+use crate::pipeline::live::{self, DriverCrop, Event};
+use crate::settings::{self, PhotoOrigin};
+
+/// The smallest crop that a hand can leave, pixels.
+const SMALLEST_FACE: u32 = 24;
+
+impl App {
+    /// Takes over what the threads have made.
+    pub(super) fn listen(&mut self) {
+        self.found_cameras();
+        self.listen_to_outputs();
+        self.listen_to_speeds();
+        self.jobs.listen(&self.ctx.clone());
+        for id in self.reel.take_opened(&self.ctx.clone()) {
+            self.tell_photo(id);
+        }
+        let events: Vec<Event> = self.live.iter().flat_map(|live| live.events()).collect();
+        for event in events {
+            self.hear(event);
+        }
+        let events: Vec<DriverEvent> = self.driver.iter().flat_map(Driver::events).collect();
+        for event in events {
+            match event {
+                DriverEvent::Started { what } => self.driver_what = what,
+                DriverEvent::Resumed => {}
+                DriverEvent::Notice(text) => self.notices.info(text),
+                DriverEvent::Failed(why) => {
+                    self.driver = None;
+                    self.notices.warn(why);
+                }
+            }
+        }
+        let frames = self.driver.as_ref().map_or(0, Driver::frames);
+        let dropped = self.live.as_ref().map_or(0, live::Live::dropped);
+        self.stats.driver(frames, dropped);
+    }
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::Ready {
+                model,
+                size,
+                device,
+            } => {
+                self.model = ModelState::Ready {
+                    name: model,
+                    size,
+                    device,
+                };
+                self.tell_motion();
+                let ids: Vec<u64> = self.reel.photos.iter().map(|photo| photo.id).collect();
+                self.stage.clear();
+                for id in ids {
+                    self.tell_photo(id);
+                }
+            }
+            Event::Failed(why) => {
+                self.notices.warn(why.clone());
+                self.live = None;
+                self.model = ModelState::Failed(why);
+            }
+            Event::Died(why) => {
+                let text = format!("{} {why}", self.words.inference_died);
+                self.notices.warn(text.clone());
+                self.live = None;
+                self.model = ModelState::Failed(text);
+                self.taking = false;
+            }
+            Event::Frame => {
+                if let Some(shown) = self.live.as_ref().and_then(live::Live::take) {
+                    self.show_frame(shown);
+                }
+            }
+            Event::TakeWritten { path, .. } => {
+                self.taking = false;
+                self.notices
+                    .info(format!("{} {}", self.words.take_saved, path.display()));
+            }
+            Event::TakeFailed(why) => {
+                self.taking = false;
+                self.notices.warn(why);
+            }
+        }
+    }
+
+    /// An animated frame comes on stage.
+    pub(super) fn show_frame(&mut self, shown: live::Shown) {
+        self.stats.frame(&shown, self.stage.compose_ms);
+        let mirror = &mut self.mirror;
+        if let Some(driver) = &shown.driver {
+            mirror.picture.show(driver);
+            mirror.seen = true;
+        }
+        mirror.crop = shown.crop;
+        mirror.found = shown.found;
+        mirror.keypoints = shown.keypoints;
+        mirror.match_score = shown.match_score;
+        self.stage.set_predictions(shown.photo, shown.predictions);
+    }
+
+    /// Puts what belongs on stage there, and composes it if it has changed.
+    pub(super) fn compose(&mut self) {
+        let size = self.model_size();
+        let result = match self.reel.current() {
+            Some(photo) => match photo.opened() {
+                Some(opened) => self
+                    .stage
+                    .set_photo(photo.id, &opened.image, &photo.faces, size),
+                None => Ok(()),
+            },
+            None => {
+                self.stage.clear();
+                Ok(())
+            }
+        };
+        let blend = self.settings.blend;
+        self.stage.set_settings(PasteSettings {
+            mode: PasteMode::Feather,
+            ratio: blend.ratio,
+            feather: blend.feather,
+            colour_match: blend.colour_match,
+            detail: blend.detail,
+        });
+        match result.and_then(|()| self.stage.compose()) {
+            Ok(true) => self.put_out(),
+            Ok(false) => {}
+            Err(error) => self.notices.warn(error.to_string()),
+        }
+    }
+
+    /// Gives the networks a photo's faces, and shows it if it is the one on stage.
+    fn tell_photo(&mut self, id: u64) {
+        let size = self.model_size();
+        let Some(photo) = self.reel.photos.iter().find(|photo| photo.id == id) else {
+            return;
+        };
+        let (Some(live), Some(opened)) = (&self.live, photo.opened()) else {
+            return;
+        };
+        if !matches!(self.model, ModelState::Ready { .. }) {
+            return;
+        }
+        let views: Result<Vec<_>, gpu::Error> = photo
+            .faces
+            .iter()
+            .map(|face| gpu::model_view(&opened.image, face.crop, size))
+            .collect();
+        match views {
+            Ok(views) => {
+                live.tell(live::Command::Photo { id, views });
+            }
+            Err(error) => self.notices.warn(error.to_string()),
+        }
+        if self.reel.current().is_some_and(|current| current.id == id)
+            && let Some(live) = &self.live
+        {
+            live.tell(live::Command::Show(id));
+        }
+    }
+
+    fn show_photo(&mut self, index: usize) {
+        if index < self.reel.photos.len() {
+            self.reel.on_stage = index;
+            self.face = None;
+            if let (Some(live), Some(photo)) = (&self.live, self.reel.current()) {
+                live.tell(live::Command::Show(photo.id));
+            }
+        }
+    }
+
+    fn tell_motion(&self) {
+        let Some(live) = &self.live else { return };
+        let motion = self.settings.motion;
+        live.tell(live::Command::Perform(PerformOptions {
+            motion: MotionOptions {
+                relative: motion.relative,
+                adapt_scale: motion.adapt_scale,
+                gain: motion.scale,
+            },
+            smoothing: motion.smoothing,
+            auto_reference: motion.auto_reference,
+        }));
+        live.tell(live::Command::Look {
+            crop: DriverCrop::Face,
+            mirror: motion.mirror,
+        });
+    }
+
+    /// Starts the driver of the settings.
+    pub(super) fn start_driver(&mut self) {
+        self.driver = None;
+        self.mirror.seen = false;
+        let source = match self.settings.driver.clone() {
+            settings::Driver::Demo => match self.demo_clip() {
+                Ok(path) => DriverSource::Clip(path),
+                Err(e) => return self.notices.warn(e.to_string()),
+            },
+            settings::Driver::Clip(path) => DriverSource::Clip(path),
+            settings::Driver::Take(path) => DriverSource::Take(path),
+            settings::Driver::Camera(name) => DriverSource::Camera(name),
+        };
+        let Some(live) = &self.live else { return };
+        live.tell(live::Command::NewDriver);
+        let ctx = self.ctx.clone();
+        match Driver::start(source, live.frames(), move || ctx.request_repaint()) {
+            Ok(driver) => self.driver = Some(driver),
+            Err(e) => self.notices.warn(e.to_string()),
+        }
+    }
+
+    /// Files dropped on the window, and those chosen in a dialog.
+    pub(super) fn files(&mut self, ctx: &Context) {
+        let dropped: Vec<PathBuf> = ctx.input(|i| {
+            i.raw
+                .dropped_files
+                .iter()
+                .map(|file| file.path().to_owned())
+                .collect()
+        });
+        if !dropped.is_empty() {
+            self.want(Command::Dropped(dropped));
+        }
+        let title = self.words.choose_files;
+        if let Some((pick, files)) = self.dialogs.show(ctx, title) {
+            let first = files.first().cloned();
+            match (pick, first) {
+                (Pick::Jobs, _) => self.want(Command::Job(JobCommand::Add(files))),
+                (Pick::Photos, _) => self.want(Command::AddPhotos(files)),
+                (Pick::Clip, Some(clip)) => self.want(Command::Drive(settings::Driver::Clip(clip))),
+                (Pick::Take, Some(take)) => self.want(Command::Drive(settings::Driver::Take(take))),
+                (Pick::Model, model @ Some(_)) => self.want(Command::UseModel(model)),
+                (Pick::Folder, folder @ Some(_)) => self.settings.output = folder,
+                _ => {}
+            }
+        }
+    }
+
+    /// What the keys want.
+    pub(super) fn keys(&mut self, ctx: &Context) {
+        if ctx.text_edit_focused() {
+            return;
+        }
+        let digits = [
+            Key::Num1,
+            Key::Num2,
+            Key::Num3,
+            Key::Num4,
+            Key::Num5,
+            Key::Num6,
+            Key::Num7,
+            Key::Num8,
+            Key::Num9,
+        ];
+        let widget_focused = ctx.memory(|memory| memory.focused().is_some());
+        let mut wanted = Vec::new();
+        ctx.input_mut(|i| {
+            let mut pressed = |key, command: Command| {
+                if i.consume_key(Modifiers::NONE, key) {
+                    wanted.push(command);
+                }
+            };
+            for (index, key) in digits.into_iter().enumerate() {
+                pressed(key, Command::ShowPhoto(index));
+            }
+            // A slider in focus keeps its arrows.
+            if !widget_focused {
+                pressed(Key::ArrowLeft, Command::StepPhoto(-1));
+                pressed(Key::ArrowRight, Command::StepPhoto(1));
+            }
+            pressed(Key::C, Command::Calibrate);
+            pressed(Key::X, Command::Calibrate);
+            pressed(Key::R, Command::Record);
+            pressed(Key::T, Command::RecordTake);
+            pressed(Key::S, Command::Screenshot);
+            pressed(Key::F, Command::FullScreen);
+            pressed(Key::V, Command::VirtualCamera);
+            pressed(Key::P, Command::Tuning);
+            pressed(Key::W, Command::Swap);
+            pressed(Key::Questionmark, Command::Help);
+            pressed(Key::F1, Command::Help);
+            pressed(Key::Escape, Command::Escape);
+            let mut motion = self.settings.motion;
+            motion.mirror = !motion.mirror;
+            pressed(Key::M, Command::Motion(motion));
+            let mut show = self.settings.show;
+            show.driver = !show.driver;
+            pressed(Key::D, Command::Show(show));
+            let remove = match self.face {
+                Some(face) => Command::RemoveFace(face),
+                None => Command::RemovePhoto(self.reel.on_stage),
+            };
+            pressed(Key::Delete, remove);
+            for (key, place) in [
+                (Key::F2, Place::Live),
+                (Key::F3, Place::Render),
+                (Key::F4, Place::Models),
+            ] {
+                pressed(key, Command::Go(place));
+            }
+            // The question mark is a shifted key on most keyboards.
+            let asked = i
+                .events
+                .iter()
+                .any(|event| matches!(event, eframe::egui::Event::Text(text) if text == "?"));
+            if asked
+                && !wanted
+                    .iter()
+                    .any(|command| matches!(command, Command::Help))
+            {
+                wanted.push(Command::Help);
+            }
+            if i.events
+                .iter()
+                .any(|event| matches!(event, eframe::egui::Event::Paste(_)))
+            {
+                wanted.push(Command::PastePhoto);
+            }
+        });
+        self.commands.extend(wanted);
+    }
+
+    /// Does what a person wants.
+    pub(super) fn apply(&mut self, command: Command) {
+        match command {
+            Command::Go(place) => self.go(place),
+            Command::ShowPhoto(index) => self.show_photo(index),
+            Command::StepPhoto(step) => {
+                let count = self.reel.photos.len() as isize;
+                if count > 0 {
+                    let index = (self.reel.on_stage as isize + step).rem_euclid(count);
+                    self.show_photo(index as usize);
+                }
+            }
+            Command::AddPhotos(files) => self.add_photos(files),
+            Command::RemovePhoto(index) => {
+                if let (Some(id), Some(live)) = (self.reel.remove(index), &self.live) {
+                    live.tell(live::Command::Forget(id));
+                }
+                self.show_photo(self.reel.on_stage);
+            }
+            Command::PastePhoto => self.paste(),
+            Command::Dropped(files) => self.dropped(files),
+            Command::Pick(pick) => {
+                let title = self.words.choose_files;
+                self.dialogs.open(pick, title, &self.ctx);
+            }
+            Command::Drive(driver) => {
+                self.settings.driver = driver;
+                self.start_driver();
+            }
+            Command::FindCameras => self.find_cameras(),
+            Command::Blend(blend) => self.settings.blend = blend,
+            Command::Motion(motion) => {
+                self.settings.motion = motion;
+                self.tell_motion();
+            }
+            Command::Show(show) => self.settings.show = show,
+            Command::FaceRatio(index, ratio) => {
+                if let Some(photo) = self.reel.current_mut()
+                    && let Some(face) = photo.faces.get_mut(index)
+                {
+                    face.ratio = ratio;
+                    photo.own_faces = true;
+                }
+            }
+            Command::MoveFace(index, crop) => self.edit_faces(|faces, whole| {
+                if let (Some(face), Some(crop)) = (faces.get_mut(index), inside(crop, whole)) {
+                    face.crop = crop;
+                }
+            }),
+            Command::AddFace(crop) => self.edit_faces(|faces, whole| {
+                faces.extend(inside(crop, whole).map(|crop| Face { crop, ratio: None }));
+            }),
+            Command::RemoveFace(index) => {
+                self.face = None;
+                self.edit_faces(|faces, _| {
+                    if index < faces.len() {
+                        faces.remove(index);
+                    }
+                });
+            }
+            Command::Calibrate => {
+                if let Some(live) = &self.live {
+                    live.tell(live::Command::Calibrate);
+                    self.calibrated = Some(self.ctx.input(|i| i.time));
+                }
+                // Who takes a reference by hand wants to keep it.
+                self.settings.motion.auto_reference = false;
+                self.tell_motion();
+            }
+            Command::RecordTake => self.record_take(),
+            Command::Record => self.record(),
+            Command::VirtualCamera => self.virtual_camera(),
+            Command::Screenshot => self.screenshot(),
+            Command::FullScreen => {
+                self.open.full_screen = !self.open.full_screen;
+                let command = ViewportCommand::Fullscreen(self.open.full_screen);
+                self.ctx.send_viewport_cmd(command);
+            }
+            Command::Swap => self.open.swapped = !self.open.swapped,
+            Command::Tuning => self.open.tuning = !self.open.tuning,
+            Command::Help => self.open.help = !self.open.help,
+            Command::Settings => self.open.settings = !self.open.settings,
+            Command::Escape => {
+                if self.open.help || self.open.settings {
+                    (self.open.help, self.open.settings) = (false, false);
+                } else if self.open.full_screen {
+                    self.apply(Command::FullScreen);
+                } else {
+                    self.face = None;
+                }
+            }
+            Command::Language(language) => {
+                self.settings.language = Some(language);
+                self.speak();
+            }
+            Command::Theme(theme) => {
+                self.settings.theme = theme;
+                super::theme::apply(&self.ctx, theme);
+            }
+            Command::Microphone(on) => self.settings.microphone = on,
+            Command::Restart => {
+                self.start_live();
+                self.start_driver();
+            }
+            Command::Dismiss(id) => self.notices.dismiss(id),
+            Command::UseModel(model) => self.use_model(model),
+            Command::ForgetModel(model) => self.forget_model(model),
+            Command::MeasureModel(model) => self.measure_model(model),
+            Command::Job(job) => self.apply_job(job),
+        }
+    }
+
+    /// Another place. Nobody sees the stage from there: unless the picture is put out the driver rests, and
+    /// the processor is the render jobs'.
+    fn go(&mut self, place: Place) {
+        let was = std::mem::replace(&mut self.place, place);
+        match (was, place) {
+            (Place::Live, Place::Render | Place::Models) if !self.is_put_out() => {
+                self.driver = None;
+            }
+            (_, Place::Live) if self.driver.is_none() => self.start_driver(),
+            _ => {}
+        }
+    }
+
+    fn add_photos(&mut self, files: Vec<PathBuf>) {
+        for file in files {
+            if !self.reel.add(PhotoOrigin::File(file)) {
+                self.notices.warn(self.words.reel_full.to_owned());
+                break;
+            }
+        }
+        self.show_photo(self.reel.on_stage);
+    }
+
+    fn dropped(&mut self, files: Vec<PathBuf>) {
+        let has = |wanted: Kind| files.iter().any(|file| kind(file) == wanted);
+        // Both halves of a job, or anything in the place where jobs are made.
+        if (has(Kind::Photo) && has(Kind::Clip)) || self.place == Place::Render {
+            self.go(Place::Render);
+            return self.apply_job(JobCommand::Add(files));
+        }
+        let (mut photos, mut clips) = (Vec::new(), Vec::new());
+        for file in files {
+            match kind(&file) {
+                Kind::Photo => photos.push(file),
+                Kind::Clip => clips.push(settings::Driver::Clip(file)),
+                Kind::Take => clips.push(settings::Driver::Take(file)),
+                Kind::Model => self.apply(Command::UseModel(Some(file))),
+            }
+        }
+        if !photos.is_empty() {
+            self.add_photos(photos);
+        }
+        if let Some(clip) = clips.pop() {
+            self.apply(Command::Drive(clip));
+        }
+    }
+
+    fn paste(&mut self) {
+        let pasted = arboard::Clipboard::new().and_then(|mut clipboard| {
+            let files = clipboard.get().file_list();
+            files.or_else(|_| {
+                let picture = clipboard.get_image()?;
+                self.keep_pasted(&picture)
+                    .map(|path| vec![path])
+                    .map_err(|e| arboard::Error::Unknown {
+                        description: e.to_string(),
+                    })
+            })
+        });
+        match pasted {
+            Ok(files) => self.add_photos(files),
+            Err(_) => self
+                .notices
+                .info(self.words.no_picture_in_clipboard.to_owned()),
+        }
+    }
+
+    /// A picture of the clipboard becomes a file, so that the reel can remember it.
+    fn keep_pasted(
+        &self,
+        picture: &arboard::ImageData<'_>,
+    ) -> Result<PathBuf, Box<dyn std::error::Error>> {
+        let (width, height) = (
+            u32::try_from(picture.width)?,
+            u32::try_from(picture.height)?,
+        );
+        let bytes = picture.bytes.to_vec();
+        let image =
+            image::RgbaImage::from_raw(width, height, bytes).ok_or("the picture is incomplete")?;
+        let path = self.new_file("pasted", "png")?;
+        image.save(&path)?;
+        Ok(path)
+    }
+
+    /// A name in the output folder that is not taken yet.
+    pub(super) fn new_file(&self, stem: &str, ending: &str) -> std::io::Result<PathBuf> {
+        let folder = self.output_folder();
+        std::fs::create_dir_all(&folder)?;
+        let name = |n: u32| folder.join(format!("{stem}-{n:03}.{ending}"));
+        let free = (1..10_000).map(name).find(|path| !path.exists());
+        free.ok_or_else(|| {
+            std::io::Error::other(format!("{} is full of {stem}s", folder.display()))
+        })
+    }
+
+    fn edit_faces(&mut self, edit: impl FnOnce(&mut Vec<Face>, Rect)) {
+        let Some(photo) = self.reel.current_mut() else {
+            return;
+        };
+        let Some(opened) = photo.opened() else { return };
+        let whole = Rect::of_size(opened.image.width(), opened.image.height());
+        edit(&mut photo.faces, whole);
+        photo.own_faces = true;
+        let id = photo.id;
+        self.tell_photo(id);
+    }
+
+    fn record_take(&mut self) {
+        let Some(live) = &self.live else { return };
+        if self.taking {
+            live.tell(live::Command::EndTake);
+            return;
+        }
+        match self.new_file("take", "mimic-take") {
+            Ok(path) => self.taking = live.tell(live::Command::RecordTake(path)),
+            Err(e) => self.notices.warn(e.to_string()),
+        }
+    }
+
+    fn screenshot(&mut self) {
+        let Some(picture) = self.stage.image().cloned() else {
+            return;
+        };
+        let saved = self
+            .new_file("screenshot", "png")
+            .map_err(|e| e.to_string())
+            .and_then(|path| {
+                picture.save(&path).map_err(|e| e.to_string())?;
+                Ok(path)
+            });
+        match saved {
+            Ok(path) => self.notices.info(format!(
+                "{} {}",
+                self.words.screenshot_saved,
+                path.display()
+            )),
+            Err(why) => self.notices.warn(why),
+        }
+    }
+}
+
+/// What a dropped file is for, by its name: opening it says whether that is true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Photo,
+    Clip,
+    Take,
+    Model,
+}
+
+pub(super) fn kind(path: &Path) -> Kind {
+    let ending = path
+        .extension()
+        .and_then(|e| e.to_str())
+        .unwrap_or_default()
+        .to_lowercase();
+    match ending.as_str() {
+        "png" | "jpg" | "jpeg" | "webp" | "bmp" | "tif" | "tiff" => Kind::Photo,
+        "mimic-take" => Kind::Take,
+        "safetensors" | "pth" | "tar" | "pt" | "pdparams" => Kind::Model,
+        _ => Kind::Clip,
+    }
+}
+
+/// A crop brought inside the photo; none when hardly anything of it is there.
+fn inside(crop: Rect, whole: Rect) -> Option<Rect> {
+    let crop = crop.intersect(&whole);
+    (crop.width() >= SMALLEST_FACE && crop.height() >= SMALLEST_FACE).then_some(crop)
+}

@@ -1,0 +1,195 @@
+//! Where the composed picture goes besides the window: a recording, a virtual camera.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::time::Instant;
+
+use eframe::egui::Context;
+use image::RgbaImage;
+
+use super::app::App;
+use crate::media::Fps;
+use crate::media::record::{Microphone, Recorder, Summary};
+use crate::media::virtual_camera::VirtualCamera;
+
+/// Frames per second of recordings.
+const FPS: u32 = 25;
+
+/// The outputs that are on.
+#[derive(Default)]
+pub(super) struct Outputs {
+    recording: Recording,
+    camera: Option<VirtualCamera>,
+}
+
+/// Starting asks for the microphone and ending completes the file: both on a thread, as they take a moment.
+#[derive(Default)]
+enum Recording {
+    #[default]
+    Off,
+    Starting(Receiver<Result<Recorder, String>>),
+    On(Recorder, Instant),
+    Ending(Receiver<Result<Summary, String>>),
+}
+
+impl Outputs {
+    /// Gives the picture to whoever wants it; what went wrong is said.
+    fn push(&mut self, picture: &RgbaImage) -> Result<(), String> {
+        if let Recording::On(recorder, _) = &mut self.recording {
+            recorder.push(picture, Instant::now());
+        }
+        if let Some(camera) = &mut self.camera
+            && let Err(error) = camera.write(picture)
+        {
+            self.camera = None;
+            return Err(error.to_string());
+        }
+        Ok(())
+    }
+}
+
+impl App {
+    /// Seconds recorded so far, while recording.
+    pub(super) fn recording(&self) -> Option<u64> {
+        match &self.outputs.recording {
+            Recording::On(_, since) => Some(since.elapsed().as_secs()),
+            Recording::Starting(_) => Some(0),
+            _ => None,
+        }
+    }
+
+    pub(super) fn virtual_camera_on(&self) -> bool {
+        self.outputs.camera.is_some()
+    }
+
+    /// Whether the composed picture is wanted anywhere but in the window.
+    pub(super) fn is_put_out(&self) -> bool {
+        self.recording().is_some() || self.virtual_camera_on()
+    }
+
+    /// The composed picture is new.
+    pub(super) fn put_out(&mut self) {
+        if !self.is_put_out() {
+            return;
+        }
+        let result = self
+            .stage
+            .image()
+            .map_or(Ok(()), |picture| self.outputs.push(picture));
+        if let Err(why) = result {
+            self.notices.warn(why);
+        }
+    }
+
+    /// Starts a recording, or ends it.
+    pub(super) fn record(&mut self) {
+        match std::mem::take(&mut self.outputs.recording) {
+            Recording::Off => match self.new_file("recording", "mp4") {
+                Ok(path) => self.start_recording(path),
+                Err(e) => self.notices.warn(e.to_string()),
+            },
+            Recording::On(recorder, _) => {
+                let finish = move || recorder.finish().map_err(|e| e.to_string());
+                match on_thread("record-end", &self.ctx, finish) {
+                    Ok(end) => self.outputs.recording = Recording::Ending(end),
+                    Err(e) => self.notices.warn(e.to_string()),
+                }
+            }
+            // A moment of patience.
+            other => self.outputs.recording = other,
+        }
+    }
+
+    /// Takes over what the threads of the recording have done.
+    pub(super) fn listen_to_outputs(&mut self) {
+        self.outputs.recording = match std::mem::take(&mut self.outputs.recording) {
+            Recording::Starting(start) => match start.try_recv() {
+                Ok(Ok(recorder)) => Recording::On(recorder, Instant::now()),
+                Ok(Err(why)) => {
+                    self.notices.warn(why);
+                    Recording::Off
+                }
+                Err(TryRecvError::Empty) => Recording::Starting(start),
+                Err(TryRecvError::Disconnected) => Recording::Off,
+            },
+            Recording::Ending(end) => match end.try_recv() {
+                Ok(Ok(summary)) => {
+                    self.notices.info(format!(
+                        "{} {}",
+                        self.words.recording_saved,
+                        summary.path.display()
+                    ));
+                    if let Some(why) = summary.silent {
+                        self.notices.info(why);
+                    }
+                    Recording::Off
+                }
+                Ok(Err(why)) => {
+                    self.notices.warn(why);
+                    Recording::Off
+                }
+                Err(TryRecvError::Empty) => Recording::Ending(end),
+                Err(TryRecvError::Disconnected) => Recording::Off,
+            },
+            Recording::On(recorder, since) => match recorder.error() {
+                // The disk is full, or ffmpeg gone: what there is is kept where that can be.
+                Some(why) => {
+                    self.notices.warn(why);
+                    self.outputs.recording = Recording::On(recorder, since);
+                    return self.record();
+                }
+                None => Recording::On(recorder, since),
+            },
+            Recording::Off => Recording::Off,
+        };
+    }
+
+    /// Switches the virtual camera on or off.
+    pub(super) fn virtual_camera(&mut self) {
+        if self.outputs.camera.take().is_some() {
+            return;
+        }
+        let (width, height) = self.stage.image().map_or((640, 480), RgbaImage::dimensions);
+        match VirtualCamera::open(width, height) {
+            Ok(camera) => self.outputs.camera = Some(camera),
+            Err(error) => self.notices.warn(error.to_string()),
+        }
+    }
+
+    fn start_recording(&mut self, path: PathBuf) {
+        let Some((width, height)) = self.stage.image().map(RgbaImage::dimensions) else {
+            return;
+        };
+        let Some(fps) = Fps::new(FPS, 1) else { return };
+        let microphone = if self.settings.microphone {
+            Microphone::On
+        } else {
+            Microphone::Off
+        };
+        let start = move || {
+            Recorder::start(&path, width, height, fps, microphone).map_err(|e| e.to_string())
+        };
+        match on_thread("record-start", &self.ctx, start) {
+            Ok(start) => self.outputs.recording = Recording::Starting(start),
+            Err(e) => self.notices.warn(e.to_string()),
+        }
+    }
+}
+
+/// Runs something that takes a moment, and wakes the window when it is done.
+pub(super) fn on_thread<T: Send + 'static>(
+    name: &str,
+    ctx: &Context,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<Receiver<T>> {
+    let (tell, answer) = sync_channel(1);
+    let ctx = ctx.clone();
+    let run = move || {
+        let _ = tell.send(work());
+        ctx.request_repaint();
+    };
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)?;
+    Ok(answer)
+}

@@ -1,0 +1,97 @@
+//! The middle: the animated photo, as large as fits, and what lies over it.
+
+use eframe::egui::{Align2, Color32, Event, FontId, Image, Rect, Ui, Vec2, load::SizedTexture};
+
+use super::tuning::DRAWER;
+use super::{dock, driver, is_narrow, ring};
+use crate::ui::app::App;
+use crate::ui::reel::State;
+use crate::ui::theme::{self, colours};
+
+/// What lies over the picture goes after so many seconds without the mouse.
+const LINGER: f64 = 3.0;
+
+pub(super) fn show(app: &mut App, ui: &mut Ui) {
+    let mut area = ui.max_rect();
+    if app.open.tuning && !app.open.full_screen && is_narrow(ui.ctx()) {
+        // The drawer lies over the rest.
+        area.max.x = area.max.x.min(ui.ctx().content_rect().right() - DRAWER);
+    }
+    let swapped = app.open.swapped && app.mirror.seen;
+    let texture = if swapped {
+        app.mirror.picture.texture()
+    } else {
+        app.stage.photo().and(app.stage.picture.texture())
+    };
+    let shown = texture.map(|(id, size)| {
+        let rect = fit(size, area);
+        Image::new(SizedTexture::new(id, rect.size())).paint_at(ui, rect);
+        (rect, rect.width() / size.x)
+    });
+    let strength = strength(app, ui);
+    match shown {
+        Some((rect, zoom)) if !swapped => ring::show(app, ui, rect, zoom, strength),
+        Some((rect, zoom)) => driver::overlay(app, ui, rect, zoom),
+        None => empty(app, ui, area),
+    }
+    if strength > 0.0 {
+        ui.scope(|ui| {
+            ui.set_opacity(strength);
+            driver::show(app, ui, area);
+            dock::show(app, ui, area);
+        });
+    }
+}
+
+/// How visible what lies over the picture is, 0..=1.
+fn strength(app: &mut App, ui: &Ui) -> f32 {
+    let (now, moved) = ui.input(|i| {
+        let hand = |event: &Event| {
+            matches!(
+                event,
+                Event::PointerMoved(_) | Event::PointerButton { .. } | Event::Key { .. }
+            )
+        };
+        (i.time, i.pointer.any_down() || i.events.iter().any(hand))
+    });
+    if moved || app.touched == 0.0 {
+        app.touched = now;
+    }
+    let linger = if app.open.full_screen { 1.0 } else { LINGER };
+    let busy = ui.memory(|memory| memory.focused().is_some()) || ui.ctx().any_popup_open();
+    let visible = busy || now - app.touched < linger;
+    ui.ctx()
+        .animate_bool_with_time(ui.scope_id().with("over the picture"), visible, 0.3)
+}
+
+fn empty(app: &App, ui: &Ui, area: Rect) {
+    let colours = colours(ui.ctx());
+    let text = match app.reel.current().map(|photo| &photo.state) {
+        None => app.words.add_photo.to_owned(),
+        Some(State::Failed(why)) => why.clone(),
+        Some(_) => app.words.opening.to_owned(),
+    };
+    let font = FontId::proportional(14.0);
+    let galley = ui
+        .painter()
+        .layout(text, font, colours.dim, area.width() * 0.6);
+    let at = Align2::CENTER_CENTER.align_size_within_rect(galley.size(), area);
+    ui.painter().galley(at.min, galley, colours.dim);
+}
+
+/// The largest place for a picture of that size.
+pub(super) fn fit(size: Vec2, area: Rect) -> Rect {
+    let zoom = (area.width() / size.x.max(1.0)).min(area.height() / size.y.max(1.0));
+    Rect::from_center_size(area.center(), size * zoom)
+}
+
+/// The ground of what lies over a picture.
+pub(super) fn card(ui: &Ui, rect: Rect) {
+    ui.painter().rect(
+        rect,
+        theme::CARD_RADIUS,
+        theme::OVER_PICTURE,
+        eframe::egui::Stroke::new(1.0, Color32::from_white_alpha(22)),
+        eframe::egui::StrokeKind::Inside,
+    );
+}

@@ -1,0 +1,122 @@
+//! The panel at the right: few controls, each with what it does and a way back.
+
+use eframe::egui::{Align2, Area, Frame, Id, Margin, Order, ScrollArea, Stroke, Ui, vec2};
+
+use crate::settings::{Blend, Motion};
+use crate::ui::app::App;
+use crate::ui::command::Command;
+use crate::ui::theme::{self, colours};
+use crate::ui::widgets::{Knob, Quiet, group, toggle};
+
+/// Width of the drawer on a narrow window.
+pub(super) const DRAWER: f32 = 282.0;
+
+pub(super) fn show(app: &mut App, ui: &mut Ui) {
+    ScrollArea::vertical()
+        .auto_shrink([false, false])
+        .show(ui, |ui| {
+            Frame::NONE
+                .inner_margin(Margin::same(theme::PADDING as i8))
+                .show(ui, |ui| controls(app, ui));
+        });
+}
+
+/// On a narrow window: a drawer over the stage, with its handle.
+pub(super) fn drawer(app: &mut App, ui: &mut Ui) {
+    let ctx = ui.ctx().clone();
+    let colours = colours(&ctx);
+    let height = ctx.content_rect().height() - 48.0 - 46.0;
+    Area::new(Id::unique("drawer"))
+        .order(Order::Middle)
+        .anchor(Align2::RIGHT_TOP, vec2(0.0, 48.0))
+        .show(&ctx, |ui| {
+            if !app.open.tuning {
+                Frame::NONE
+                    .fill(theme::OVER_PICTURE)
+                    .corner_radius(theme::RADIUS)
+                    .outer_margin(8)
+                    .show(ui, |ui| {
+                        if Quiet::new(app.words.tuning).key("P").show(ui).clicked() {
+                            app.want(Command::Tuning);
+                        }
+                    });
+                return;
+            }
+            let frame = Frame::NONE
+                .fill(colours.panel)
+                .stroke(Stroke::new(1.0, colours.line))
+                .inner_margin(Margin::same(theme::PADDING as i8));
+            frame.show(ui, |ui| {
+                ui.set_width(DRAWER - 2.0 * theme::PADDING - 2.0);
+                ui.set_height(height - 2.0 * theme::PADDING);
+                ScrollArea::vertical().show(ui, |ui| {
+                    if ui.button(app.words.close).clicked() {
+                        app.want(Command::Tuning);
+                    }
+                    controls(app, ui);
+                });
+            });
+        });
+}
+
+fn controls(app: &mut App, ui: &mut Ui) {
+    let words = app.words;
+    let knob = |name, tip, range, usual| Knob {
+        name,
+        tip,
+        range,
+        usual,
+        reset: words.reset,
+    };
+    let mut blend = app.settings.blend;
+    let usual = Blend::default();
+    group(ui, words.blend);
+    let mut changed =
+        knob(words.ratio, words.ratio_tip, 0.1..=1.0, usual.ratio).show(ui, &mut blend.ratio);
+    changed |= knob(words.feather, words.feather_tip, 0.0..=1.0, usual.feather)
+        .show(ui, &mut blend.feather);
+    changed |= knob(
+        words.colour_match,
+        words.colour_match_tip,
+        0.0..=1.0,
+        usual.colour_match,
+    )
+    .show(ui, &mut blend.colour_match);
+    changed |=
+        knob(words.detail, words.detail_tip, 0.0..=1.0, usual.detail).show(ui, &mut blend.detail);
+    if changed {
+        app.want(Command::Blend(blend));
+    }
+
+    let mut motion = app.settings.motion;
+    let usual = Motion::default();
+    group(ui, words.motion);
+    let mut changed =
+        knob(words.scale, words.scale_tip, 0.0..=2.0, usual.scale).show(ui, &mut motion.scale);
+    changed |= knob(
+        words.smoothing,
+        words.smoothing_tip,
+        0.0..=1.0,
+        usual.smoothing,
+    )
+    .show(ui, &mut motion.smoothing);
+    changed |= toggle(ui, words.relative, words.relative_tip, &mut motion.relative);
+    changed |= toggle(ui, words.adapt, words.adapt_tip, &mut motion.adapt_scale);
+    changed |= toggle(ui, words.mirror, words.mirror_tip, &mut motion.mirror);
+    if changed {
+        app.want(Command::Motion(motion));
+    }
+
+    let mut show = app.settings.show;
+    group(ui, words.show);
+    let mut changed = toggle(ui, words.face_boxes, words.face_boxes_tip, &mut show.faces);
+    changed |= toggle(
+        ui,
+        words.keypoints,
+        words.keypoints_tip,
+        &mut show.keypoints,
+    );
+    if changed {
+        app.want(Command::Show(show));
+    }
+}

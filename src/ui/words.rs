@@ -1,0 +1,211 @@
+//! Every word of the window, in each language: the compiler sees to it that none is missing.
+//!
+//! Plain and short, no exclamation marks; errors say what to do.
+
+use crate::settings::Language;
+
+/// The words in the language of the settings, or of the system.
+pub(super) fn words(language: Option<Language>) -> &'static Words {
+    let system = || match sys_locale::get_locale() {
+        Some(locale) if locale.starts_with("zh") => Language::Chinese,
+        _ => Language::English,
+    };
+    match language.unwrap_or_else(system) {
+        Language::English => &ENGLISH,
+        Language::Chinese => &CHINESE,
+    }
+}
+
+macro_rules! words {
+    ($($name:ident: $english:literal, $chinese:literal;)*) => {
+        /// One language. The fields are named for what they say.
+        #[derive(Debug)]
+        pub(super) struct Words {
+            pub(super) language: Language,
+            $(pub(super) $name: &'static str,)*
+        }
+
+        const ENGLISH: Words = Words { language: Language::English, $($name: $english,)* };
+        const CHINESE: Words = Words { language: Language::Chinese, $($name: $chinese,)* };
+
+        #[cfg(test)]
+        const PAIRS: &[(&str, &str, &str)] = &[$((stringify!($name), $english, $chinese),)*];
+    };
+}
+
+words! {
+    live: "Live", "实时";
+    render: "Render", "渲染";
+    models: "Models", "模型";
+    help: "Keys", "快捷键";
+    settings: "Settings", "设置";
+    close: "Close", "关闭";
+
+    add_photo: "Add a photo", "添加照片";
+    remove_photo: "Remove from the reel", "从列表移除";
+    paste_photo: "Paste from the clipboard", "从剪贴板粘贴";
+    photo_number: "Photo", "照片";
+    opening: "Opening the photo", "正在打开照片";
+
+    driver: "Driver", "驱动";
+    demo_driver: "Drawn performer", "内置演示";
+    choose_clip: "Choose a video or picture…", "选择视频或图片…";
+    choose_take: "Choose a take…", "选择动作录制…";
+    no_camera: "No camera found", "未找到摄像头";
+    cameras: "Cameras", "摄像头";
+    look_again: "Look again for cameras", "重新查找摄像头";
+    swap: "Swap driver and photo", "交换驱动与照片";
+    hide_driver: "Hide the driver", "隐藏驱动画面";
+    show_driver: "Show the driver", "显示驱动画面";
+    matching: "match", "匹配";
+    match_tip: "How close your pose is to the photo's. Relative motion counts from the best match.", "你的姿势与照片的接近程度。相对运动以最佳匹配为起点。";
+    face_lost: "No face in sight", "未检测到人脸";
+    waiting: "Waiting for the driver", "等待驱动画面";
+
+    calibrate: "Calibrate", "校准";
+    calibrate_tip: "Take the present pose as the one from which motion counts (C)", "以当前姿势作为运动的起点（C）";
+    auto: "Auto", "自动";
+    auto_tip: "Keep the frame that matches the photo best as the starting pose", "自动以最匹配的画面作为起始姿势";
+    record: "Record", "录制";
+    record_tip: "Record the picture, with sound where there is a microphone (R)", "录制画面；有麦克风时录制声音（R）";
+    take: "Take", "动作";
+    take_tip: "Record the motion alone, to play it on any photo later (T)", "只录制动作，之后可用于任何照片（T）";
+    virtual_camera: "Virtual camera", "虚拟摄像头";
+    virtual_camera_tip: "Show the picture to other programs as a camera (V)", "将画面作为摄像头提供给其他程序（V）";
+    full_screen: "Full screen", "全屏";
+    screenshot_saved: "Screenshot saved:", "截图已保存：";
+    take_saved: "Take saved:", "动作已保存：";
+    recording_saved: "Recording saved:", "录制已保存：";
+
+    tuning: "Tuning", "调节";
+    blend: "BLEND", "融合";
+    motion: "MOTION", "运动";
+    show: "SHOW", "显示";
+    reset: "Reset", "还原";
+    ratio: "Ratio", "范围";
+    ratio_tip: "How much of the crop around the face moves. Drag the ring on the photo for one face.", "脸部周围随动的范围。拖动照片上的圆环可单独调节一张脸。";
+    feather: "Feather", "羽化";
+    feather_tip: "How softly the moving part fades into the photo.", "动态部分与照片之间过渡的柔和程度。";
+    colour_match: "Colour match", "颜色匹配";
+    colour_match_tip: "Shift the face's colours to meet the photo's at the edge.", "调整脸部颜色，使其在边缘与照片一致。";
+    detail: "Detail", "细节";
+    detail_tip: "Bring the photo's own fine detail back onto the moving face.", "将照片本身的细节还原到动态的脸上。";
+    scale: "Scale", "幅度";
+    scale_tip: "How strongly your motion is taken over: 1 as it is, 0 not at all.", "动作幅度：1 为原样，0 为不动。";
+    smoothing: "Smoothing", "平滑";
+    smoothing_tip: "Calm trembling down; more of it reacts a little later.", "减轻抖动；越大反应越慢。";
+    relative: "Relative motion", "相对运动";
+    relative_tip: "Move as you have moved, not to where you are. Keeps the photo's face its own.", "按你的位移运动，而不是移动到你的位置。可保持照片脸形。";
+    adapt: "Adapt to face size", "适应脸部大小";
+    adapt_tip: "Scale the motion by how large the two faces are.", "按两张脸的大小缩放动作。";
+    mirror: "Mirror", "镜像";
+    mirror_tip: "Left and right as in a mirror.", "像照镜子一样左右对调。";
+    face_boxes: "Face boxes and ring", "脸部框与圆环";
+    face_boxes_tip: "Boxes can be moved, resized, added with a double click and removed with Delete.", "可移动、缩放方框；双击添加，Delete 删除。";
+    keypoints: "Keypoints", "关键点";
+    keypoints_tip: "The points that the model follows, on the driver's picture.", "模型在驱动画面上跟踪的点。";
+    face: "Face", "脸";
+
+    camera: "camera", "摄像头";
+    inference: "inference", "推理";
+    latency: "latency", "延迟";
+    dropped: "dropped", "丢帧";
+    fps: "fps", "帧/秒";
+    last_minute: "The last minute", "最近一分钟";
+    strip_tip: "Click for the last minute", "点击查看最近一分钟";
+    no_cuda: "No CUDA in this build: running on the", "此版本不含 CUDA：运行于";
+    loading_model: "Loading the model", "正在加载模型";
+    composing: "composing on", "合成于";
+
+    drop_photos: "Photos join the reel", "照片加入列表";
+    drop_clip: "The video drives the photo", "视频将驱动照片";
+    drop_both: "A photo and a video become a render job", "照片与视频将成为渲染任务";
+    drop_render: "They become render jobs", "将成为渲染任务";
+    drop_model: "Weights are imported as a model", "权重文件将作为模型导入";
+
+    renders: "Renders", "渲染任务";
+    render_hint: "Drop a photo and a video here, or", "将照片和视频拖到这里，或";
+    choose_files: "choose files", "选择文件";
+    render_hint_end: "Several photos with one video make one job each.", "多张照片配一个视频会各成一个任务。";
+    cancel: "Cancel", "取消";
+    retry: "Retry", "重试";
+    remove: "Remove", "移除";
+    open: "Open", "打开";
+    show_in_folder: "Show in folder", "在文件夹中显示";
+    preview: "Preview", "预览";
+    render_waiting: "Render waiting jobs", "渲染等待中的任务";
+    waiting_job: "waiting", "等待中";
+    done_job: "done", "完成";
+    frame: "frame", "帧";
+    of: "of", "/";
+    left: "left", "剩余";
+    frames: "frames", "帧";
+    cancelled: "cancelled", "已取消";
+    add_stage: "Add the photo on stage", "添加舞台上的照片";
+    other_half: "Now drop the other half: a photo needs a video, and a video a photo.", "请再拖入另一半：照片需要视频，视频需要照片。";
+    needs_clip: "A render job is driven by a video: choose one as the driver first.", "渲染任务需要视频驱动：请先选择一个视频。";
+    jobs_full: "The list of jobs is full: remove some first.", "任务列表已满：请先移除一些。";
+    preview_coming: "The preview is on its way", "正在生成预览";
+    nothing_yet: "Nothing here yet", "这里还没有内容";
+    writes_to: "writes to", "写入";
+
+    model_embedded: "Comes with mimic", "随 mimic 提供";
+    model_import: "Import a model…", "导入模型…";
+    model_default: "In use", "使用中";
+    model_use: "Use this one", "使用此模型";
+    model_measure: "Measure", "测速";
+    model_measuring: "Measuring", "测速中";
+    ms_a_frame: "ms a frame", "毫秒/帧";
+    licence: "licence", "许可";
+    model_licence_note: "see weights/README.md", "见 weights/README.md";
+    licence_unknown: "as its publisher says", "以发布者说明为准";
+
+    language_name: "Language", "语言";
+    theme: "Theme", "主题";
+    dark: "Dark", "深色";
+    light: "Light", "浅色";
+    microphone: "Record the microphone", "录制麦克风";
+    output_folder: "Results go to", "结果保存到";
+    choose_folder: "Choose…", "选择…";
+
+    key_photos: "another photo", "切换照片";
+    key_calibrate: "calibrate", "校准";
+    key_record: "record", "录制";
+    key_screenshot: "screenshot", "截图";
+    key_full_screen: "full screen", "全屏";
+    key_take: "record a take", "录制动作";
+    key_virtual_camera: "virtual camera", "虚拟摄像头";
+    key_mirror: "mirror", "镜像";
+    key_driver: "hide or show the driver", "隐藏或显示驱动画面";
+    key_swap: "swap driver and photo", "交换驱动与照片";
+    key_paste: "paste a photo", "粘贴照片";
+    key_delete: "remove the photo, or the face in focus", "移除照片或选中的脸";
+    key_places: "Live, Render, Models", "实时、渲染、模型";
+    key_tuning: "hide or show the tuning", "隐藏或显示调节面板";
+    key_help: "these keys", "显示快捷键";
+    key_escape: "close what is open", "关闭弹出内容";
+
+    settings_broken: "The settings could not be read and were set aside as", "设置无法读取，已另存为";
+    no_chinese_font: "No Chinese font was found on this system: install one, such as Noto Sans CJK.", "No Chinese font was found on this system: install one, such as Noto Sans CJK.";
+    reel_full: "The reel is full: remove a photo first.", "列表已满：请先移除一张照片。";
+    no_picture_in_clipboard: "There is no picture in the clipboard.", "剪贴板中没有图片。";
+    restart: "Start again", "重新启动";
+    inference_died: "The networks stopped:", "推理线程已停止：";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_said_in_both_languages_and_calmly() {
+        for (name, english, chinese) in PAIRS {
+            assert!(!english.is_empty() && !chinese.is_empty(), "{name}");
+            for text in [english, chinese] {
+                assert!(!text.contains(['!', '！']), "{name}: {text}");
+            }
+        }
+        assert_eq!(words(Some(Language::Chinese)).live, "实时");
+        assert_eq!(words(Some(Language::English)).language, Language::English);
+    }
+}

@@ -419,7 +419,7 @@ fn wrong_usage_leaves_with_two() {
         &["animate"][..],
         &["animate", "--source-image", PHOTO],
         &["nonsense"],
-        &[],
+        &["--demo", "--driver", "clip.mp4"],
         &animate(PHOTO, "clip.mp4", "o.mp4", &["--ratio", "0.05"]),
         &animate(PHOTO, "clip.mp4", "o.mp4", &["--ratio", "1.5"]),
         &animate(PHOTO, "clip.mp4", "o.mp4", &["--ratio", "nan"]),

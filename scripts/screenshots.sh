@@ -22,3 +22,7 @@ ffmpeg -v error -nostdin -y -i screenshots/detail-0.png -i screenshots/detail-1.
     -q:v 2 screenshots/detail.jpg
 rm screenshots/detail-0.png screenshots/detail-1.png
 cp output/demo.gif screenshots/demo.gif
+
+# The window, just before what lies over the picture fades away.
+MIMIC_CONFIG="$work/config" $mimic --demo --screenshot "$work/live.png" --after 2.9
+ffmpeg -v error -nostdin -y -i "$work/live.png" -q:v 3 screenshots/live.jpg

@@ -154,6 +154,9 @@ impl Headless {
             }
         }
         output.textures_delta.clear();
+        // What is written into textures is kept until something is submitted; a window does so every frame.
+        self.state.queue.submit([]);
+        let _ = self.state.device.poll(wgpu::PollType::Poll);
         let points = output.pixels_per_point;
         self.shapes = Some((self.ctx.tessellate(output.shapes, points), points));
     }

@@ -181,15 +181,7 @@ pub fn preview(job: &Job, animator: &mut Animator, number: u64) -> Result<RgbaIm
         ..
     } = open(job)?;
     let mut driving = Driving::new(source, job.window, cast.drivers(), animator.size())?;
-    let mut compositor = Compositor::new(job.compositor)?;
-    compositor.set_photo(&photo, &cast.crops, animator.size())?;
-    compositor.set_ratios(&job.ratios)?;
-    let views = cast
-        .crops
-        .iter()
-        .map(|&crop| gpu::model_view(&photo, crop, animator.size()));
-    animator.set_photo(&views.collect::<Result<Vec<_>, _>>()?);
-    animator.set_drivers(cast.drivers);
+    let mut compositor = set_up(job, &photo, cast, animator)?;
     let first = keypoints(animator, &driving.glimpse(0)?);
     animator.set_references(&first);
     let there = keypoints(animator, &driving.glimpse(number)?);
@@ -252,15 +244,7 @@ impl Opened<'_> {
         let mut driving = Driving::new(source, job.window, cast.drivers(), animator.size())?;
         let clip = driving.info().clone();
 
-        let mut compositor = Compositor::new(job.compositor)?;
-        compositor.set_photo(&photo, &cast.crops, animator.size())?;
-        compositor.set_ratios(&job.ratios)?;
-        let views = cast
-            .crops
-            .iter()
-            .map(|&crop| gpu::model_view(&photo, crop, animator.size()));
-        animator.set_photo(&views.collect::<Result<Vec<_>, _>>()?);
-        animator.set_drivers(cast.drivers);
+        let compositor = set_up(job, &photo, cast, animator)?;
         seconds.prepare = opening + start.elapsed().as_secs_f64();
 
         let searching = Instant::now();
@@ -340,6 +324,23 @@ impl std::fmt::Debug for Opened<'_> {
             .field("job", self.job)
             .finish_non_exhaustive()
     }
+}
+
+/// Gives the photo to the compositor and its faces to the networks.
+fn set_up(
+    job: &Job,
+    photo: &RgbaImage,
+    cast: Cast,
+    animator: &mut Animator,
+) -> Result<Compositor, Error> {
+    let mut compositor = Compositor::new(job.compositor)?;
+    compositor.set_photo(photo, &cast.crops, animator.size())?;
+    compositor.set_ratios(&job.ratios)?;
+    let views = cast.crops.iter();
+    let views = views.map(|&crop| gpu::model_view(photo, crop, animator.size()));
+    animator.set_photo(&views.collect::<Result<Vec<_>, _>>()?);
+    animator.set_drivers(cast.drivers);
+    Ok(compositor)
 }
 
 fn inputs(job: &Job) -> Vec<PathBuf> {

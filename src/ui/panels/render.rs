@@ -8,6 +8,7 @@ use egui_material_icons::icons::{ICON_ARROW_BACK, ICON_IMAGE, ICON_MOVIE};
 
 use super::reel::dashed;
 use super::stage::fit;
+use super::tuning::knob;
 use crate::pipeline::queue::{RenderJob, State};
 use crate::settings::{Driver, PhotoOrigin};
 use crate::ui::app::App;
@@ -15,7 +16,7 @@ use crate::ui::command::Command;
 use crate::ui::dialogs::Pick;
 use crate::ui::jobs::{JobCommand, Look};
 use crate::ui::theme::{self, Colours, colours};
-use crate::ui::widgets::{Knob, paint_icon, primary, progress, rail};
+use crate::ui::widgets::{paint_icon, primary, progress, rail};
 use crate::ui::words::Words;
 
 const ROW: f32 = 90.0;
@@ -300,13 +301,7 @@ fn preview(app: &mut App, ui: &mut Ui, colours: &Colours) {
             }
         }
         let (mut blend, mut motion) = (job.blend, job.motion);
-        let knob = |name, tip, range, usual| Knob {
-            name,
-            tip,
-            range,
-            usual,
-            reset: words.reset,
-        };
+        let knob = |name, tip, range, usual| knob(words, name, tip, range, usual);
         let mut changed =
             knob(words.ratio, words.ratio_tip, 0.1..=1.0, 0.4).show(ui, &mut blend.ratio);
         changed |= knob(words.detail, words.detail_tip, 0.0..=1.0, 0.5).show(ui, &mut blend.detail);

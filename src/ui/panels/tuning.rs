@@ -1,5 +1,7 @@
 //! The panel at the right: few controls, each with what it does and a way back.
 
+use std::ops::RangeInclusive;
+
 use eframe::egui::{Align2, Area, Frame, Id, Margin, Order, ScrollArea, Stroke, Ui, vec2};
 
 use crate::settings::{Blend, Motion};
@@ -7,6 +9,7 @@ use crate::ui::app::App;
 use crate::ui::command::Command;
 use crate::ui::theme::{self, colours};
 use crate::ui::widgets::{Knob, Quiet, group, toggle};
+use crate::ui::words::Words;
 
 /// Width of the drawer on a narrow window.
 pub(super) const DRAWER: f32 = 282.0;
@@ -59,15 +62,26 @@ pub(super) fn drawer(app: &mut App, ui: &mut Ui) {
         });
 }
 
-fn controls(app: &mut App, ui: &mut Ui) {
-    let words = app.words;
-    let knob = |name, tip, range, usual| Knob {
+/// A slider that is said in `words`.
+pub(super) fn knob<'a>(
+    words: &'a Words,
+    name: &'a str,
+    tip: &'a str,
+    range: RangeInclusive<f32>,
+    usual: f32,
+) -> Knob<'a> {
+    Knob {
         name,
         tip,
         range,
         usual,
         reset: words.reset,
-    };
+    }
+}
+
+fn controls(app: &mut App, ui: &mut Ui) {
+    let words = app.words;
+    let knob = |name, tip, range, usual| knob(words, name, tip, range, usual);
     let mut blend = app.settings.blend;
     let usual = Blend::default();
     group(ui, words.blend);

@@ -45,8 +45,6 @@ pub enum DriverEvent {
     },
     /// Something that the user should know; it goes on.
     Notice(String),
-    /// It goes on after a [`DriverEvent::Notice`].
-    Resumed,
     /// It cannot go on.
     Failed(String),
 }
@@ -233,7 +231,8 @@ impl Player {
                 "the camera has sent nothing for two seconds: it is being opened again".to_owned(),
             )),
             camera::Event::Lost(error) => self.say(DriverEvent::Notice(error.to_string())),
-            camera::Event::Resumed => self.say(DriverEvent::Resumed),
+            // Its frames say so.
+            camera::Event::Resumed => {}
         };
         Camera::start(which, &Wish::default(), Box::new(on)).map(Some)
     }

@@ -7,3 +7,4 @@ pub mod live;
 pub mod offline;
 pub mod queue;
 pub mod slot;
+pub mod tuning;

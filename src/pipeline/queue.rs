@@ -17,11 +17,12 @@ use tempfile::NamedTempFile;
 use super::live::panic_text;
 use super::offline::{self, Faces, Job, Progress, ReferenceFrame, Selection, Window};
 use super::slot::Slot;
+use super::tuning;
+use crate::animate::Animator;
 use crate::animate::load::{self, ModelOptions};
-use crate::animate::{Animator, MotionOptions};
 use crate::faces::DetectorChoice;
 use crate::geometry::Rect;
-use crate::gpu::{self, PasteMode, PasteSettings};
+use crate::gpu;
 use crate::media::{self, ReadOptions};
 use crate::settings::{self, Blend, Driver, Face, Motion, PhotoOrigin};
 
@@ -363,12 +364,7 @@ fn animator(job: &RenderJob) -> Result<Animator, String> {
         ..ModelOptions::default()
     };
     let engine = load::engine(&options).map_err(|e| e.to_string())?;
-    let motion = MotionOptions {
-        relative: job.motion.relative,
-        adapt_scale: job.motion.adapt_scale,
-        gain: job.motion.scale,
-    };
-    Ok(Animator::new(engine, motion))
+    Ok(Animator::new(engine, tuning::motion(&job.motion)))
 }
 
 /// The files of a job; what mimic brings itself becomes one for as long as the job runs.
@@ -430,13 +426,7 @@ fn offline_job(job: &RenderJob, files: &Files) -> Job {
         reference: ReferenceFrame::Number(0),
         output: job.output.clone(),
         audio: true,
-        paste: PasteSettings {
-            mode: PasteMode::Feather,
-            ratio: job.blend.ratio,
-            feather: job.blend.feather,
-            colour_match: job.blend.colour_match,
-            detail: job.blend.detail,
-        },
+        paste: tuning::paste(&job.blend),
         ratios: own.map_or_else(Vec::new, |faces| {
             faces.iter().map(|face| face.ratio).collect()
         }),

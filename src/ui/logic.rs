@@ -10,11 +10,12 @@ use super::command::{Command, Place};
 use super::dialogs::Pick;
 use super::jobs::JobCommand;
 use super::reel::Face;
-use crate::animate::{MotionOptions, PerformOptions};
+use crate::animate::PerformOptions;
 use crate::geometry::Rect;
-use crate::gpu::{self, PasteMode, PasteSettings};
+use crate::gpu;
 use crate::pipeline::driver::{Driver, DriverEvent, DriverSource};
 use crate::pipeline::live::{self, DriverCrop, Event};
+use crate::pipeline::tuning;
 use crate::settings::{self, PhotoOrigin};
 
 /// The smallest crop that a hand can leave, pixels.
@@ -38,7 +39,6 @@ impl App {
         for event in events {
             match event {
                 DriverEvent::Started { what } => self.driver_what = what,
-                DriverEvent::Resumed => {}
                 DriverEvent::Notice(text) => self.notices.info(text),
                 DriverEvent::Failed(why) => {
                     self.driver = None;
@@ -129,14 +129,7 @@ impl App {
                 Ok(())
             }
         };
-        let blend = self.settings.blend;
-        self.stage.set_settings(PasteSettings {
-            mode: PasteMode::Feather,
-            ratio: blend.ratio,
-            feather: blend.feather,
-            colour_match: blend.colour_match,
-            detail: blend.detail,
-        });
+        self.stage.set_settings(tuning::paste(&self.settings.blend));
         match result.and_then(|()| self.stage.compose()) {
             Ok(true) => self.put_out(),
             Ok(false) => {}
@@ -188,11 +181,7 @@ impl App {
         let Some(live) = &self.live else { return };
         let motion = self.settings.motion;
         live.tell(live::Command::Perform(PerformOptions {
-            motion: MotionOptions {
-                relative: motion.relative,
-                adapt_scale: motion.adapt_scale,
-                gain: motion.scale,
-            },
+            motion: tuning::motion(&motion),
             smoothing: motion.smoothing,
             auto_reference: motion.auto_reference,
         }));

@@ -26,11 +26,15 @@
 //! # Ok::<(), checkpoint::Error>(())
 //! ```
 //!
-//! Left out: downloading, the meaning of the configuration, and anything about networks beyond the
-//! names of their tensors.
+//! Published models are listed in [`manifest`], kept in the weights folder by [`store`] and come there by
+//! [`download`].
+//!
+//! Left out: anything about networks beyond the names of their tensors and the configuration they go with.
 
+pub mod download;
 mod error;
 mod globals;
+pub mod manifest;
 mod names;
 mod pdparams;
 mod pickle;
@@ -38,6 +42,7 @@ mod raw;
 mod reader;
 mod safetensors;
 mod state_dict;
+pub mod store;
 mod torch_legacy;
 mod torch_zip;
 
@@ -53,6 +58,7 @@ use candle_core::{DType, Tensor};
 use error::Fault;
 pub use error::{Error, Mismatch};
 pub use safetensors::save_lean;
+pub use store::find;
 
 /// Tensors by name, and how many entries of the file were left behind.
 type Loaded = (BTreeMap<String, Tensor>, usize);

@@ -15,6 +15,8 @@ fn mimic(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_mimic"))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env_remove("MIMIC_LOG")
+        // None are here, whatever this machine has.
+        .env("MIMIC_WEIGHTS", env!("CARGO_TARGET_TMPDIR"))
         .args(args)
         .output()
         .unwrap()

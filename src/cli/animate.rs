@@ -1,17 +1,16 @@
 //! `mimic animate`: a photo and a driving clip to a video.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::Failure;
 use super::faces::DetectorArgs;
 use super::model::Model;
+use super::{Failure, stop, weights};
 use crate::animate::{Animator, MotionOptions};
 use crate::geometry::Rect;
 use crate::gpu::{Choice, PasteMode, PasteSettings};
@@ -190,7 +189,7 @@ fn window(text: &str) -> Result<Window, String> {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let job = job(&args);
+    let job = job(&args)?;
     let motion = MotionOptions {
         relative: !args.absolute,
         adapt_scale: !args.no_adapt_scale,
@@ -211,9 +210,6 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
             "not scaled"
         },
     );
-    let stop: &'static AtomicBool = Box::leak(Box::default());
-    let _ = ctrlc::set_handler(|| stop.store(true, Ordering::Relaxed));
-
     let device = format!(
         "CPU ({}, {} threads)",
         engine.workers().isa.name(),
@@ -221,7 +217,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     );
     let mut animator = Animator::new(engine, motion);
     let mut bar = Bar::new();
-    let result = opened.run(&mut animator, |progress| bar.show(progress), stop);
+    let result = opened.run(&mut animator, |progress| bar.show(progress), stop());
     bar.finish();
     let report = result.map_err(failure)?;
     tell(&args, &report, &device);
@@ -239,7 +235,7 @@ fn failure(error: offline::Error) -> Failure {
     }
 }
 
-fn job(args: &Args) -> Job {
+fn job(args: &Args) -> Result<Job, Failure> {
     let parts = |part: &Part| match *part {
         Part::Whole => None,
         Part::Of(rect) => Some(rect),
@@ -247,7 +243,7 @@ fn job(args: &Args) -> Job {
     let faces = match (&args.face[..], &args.crop[..]) {
         ([], []) => Faces::Found {
             detector: args.detector.choice(),
-            weights: args.detector.detector_weights.clone(),
+            weights: args.detector.weights()?,
             selection: match (&args.faces[..], args.single) {
                 ([], false) => Selection::All,
                 ([], true) => Selection::Numbers(vec![1]),
@@ -265,7 +261,7 @@ fn job(args: &Args) -> Job {
         Paste::Feather => (PasteMode::Feather, Window::Auto),
         Paste::Paddlegan => (PasteMode::PaddleGan, Window::Whole),
     };
-    Job {
+    Ok(Job {
         photo: args.source_image.clone(),
         faces,
         roles: args.map.clone(),
@@ -297,7 +293,7 @@ fn job(args: &Args) -> Job {
             args.compositor
         },
         batch: usize::from(args.batch_size),
-    }
+    })
 }
 
 /// PaddleGAN's flags name a model; they say what the weights are where these are silent.
@@ -314,13 +310,17 @@ fn engine(args: &Args) -> Result<Engine, Failure> {
         (false, true) => Some("vox-512"),
         (false, false) => None,
     };
-    if let (Some(preset), None) = (preset, &args.model.weights) {
-        tracing::warn!(
-            "no weights of {preset} are given: using the embedded model (--weights FILE for another)"
-        );
-        return args.model.engine(None);
+    let mut model = args.model.clone();
+    if let (Some(preset), None) = (preset, &model.weights) {
+        match weights::offer(Path::new(preset))? {
+            Ok(path) => model.weights = Some(path),
+            Err(missing) => {
+                tracing::warn!("{missing}; until then the embedded model is used");
+                return model.engine(None);
+            }
+        }
     }
-    args.model.engine(preset)
+    model.engine(preset)
 }
 
 #[allow(clippy::print_stdout, reason = "this is the result")]

@@ -3,6 +3,7 @@
 use super::Failure;
 use super::model::available_threads;
 use crate::animate::load::{self, ConfigSource};
+use crate::checkpoint::store::Store;
 use crate::ops::simd::Isa;
 use crate::{gpu, media};
 
@@ -58,6 +59,23 @@ pub(super) fn run() -> Result<(), Failure> {
             checkpoint.tensors.len(),
             size = config.image_size,
         ),
+        Err(error) => missing.push(error.to_string()),
+    }
+    match Store::of_environment() {
+        Ok(store) => {
+            let here: Vec<_> = (store.models().iter())
+                .filter(|model| store.has(model))
+                .map(|model| model.name.as_str())
+                .collect();
+            let here = match here.is_empty() {
+                true => "none yet, `mimic weights list` says which there are".to_owned(),
+                false => here.join(", "),
+            };
+            println!(
+                "             models in {}: {here}",
+                store.folder().display()
+            );
+        }
         Err(error) => missing.push(error.to_string()),
     }
     if missing.is_empty() {

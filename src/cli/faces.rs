@@ -1,11 +1,12 @@
 //! `mimic faces`: the faces that a detector finds in a photo, with their numbers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::Failure;
+use super::{Failure, weights};
+use crate::checkpoint::store::Store;
 use crate::faces::{Detector, DetectorChoice};
 use crate::media;
 
@@ -27,9 +28,9 @@ pub(super) struct DetectorArgs {
     /// Who finds the faces in the photo
     #[arg(long, value_enum, default_value_t = Name::Auto)]
     face_detector: Name,
-    /// S3FD's weights: s3fd-619a316812.pth (PyTorch) or s3fd_paddle.pdparams
-    #[arg(long, value_name = "FILE")]
-    pub(super) detector_weights: Option<PathBuf>,
+    /// S3FD's weights: s3fd-619a316812.pth (PyTorch) or s3fd_paddle.pdparams, or the model s3fd or s3fd-paddle
+    #[arg(long, value_name = "FILE|NAME")]
+    detector_weights: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -50,15 +51,30 @@ impl DetectorArgs {
             Name::Mimic => DetectorChoice::Mimic,
         }
     }
+
+    /// S3FD's weights, where it is asked for: those given, else the model of that name.
+    pub(super) fn weights(&self) -> Result<Option<PathBuf>, Failure> {
+        match (self.face_detector, &self.detector_weights) {
+            (Name::Mimic, _) | (Name::Auto, None) => Ok(None),
+            (_, Some(given)) => weights::find(given).map(Some),
+            (Name::S3fd, None) => {
+                let store = Store::of_environment()?;
+                let here = |name| store.model(name).is_ok_and(|model| store.has(model));
+                let name = match here("s3fd-paddle") && !here("s3fd") {
+                    true => "s3fd-paddle",
+                    false => "s3fd",
+                };
+                weights::find(Path::new(name)).map(Some)
+            }
+        }
+    }
 }
 
 #[allow(clippy::print_stdout, reason = "this is the result")]
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let photo = media::open_photo(&args.photo)?;
-    let mut detector = Detector::open(
-        args.detector.choice(),
-        args.detector.detector_weights.as_deref(),
-    )?;
+    let weights = args.detector.weights()?;
+    let mut detector = Detector::open(args.detector.choice(), weights.as_deref())?;
     let faces = detector.detect(&photo)?;
     if args.json {
         let list: Vec<_> = faces

@@ -11,6 +11,8 @@ mod weights;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -40,7 +42,7 @@ enum Command {
     Animate(Box<animate::Args>),
     /// Find the faces in a photo and number them.
     Faces(faces::Args),
-    /// Work on weights files.
+    /// Fetch models, and work on weights files.
     Weights(weights::Args),
     /// Say what this machine has, and what is missing.
     Doctor,
@@ -86,6 +88,20 @@ pub fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// Set by Ctrl-C from now on: what takes long looks at it and ends cleanly.
+fn stop() -> &'static AtomicBool {
+    static STOP: OnceLock<AtomicBool> = OnceLock::new();
+    STOP.get_or_init(|| {
+        // The flag is asked for only after this, so there is one when the signal comes.
+        let _ = ctrlc::set_handler(|| {
+            if let Some(stop) = STOP.get() {
+                stop.store(true, Ordering::Relaxed);
+            }
+        });
+        AtomicBool::new(false)
+    })
 }
 
 /// PaddleGAN spells its flags with `_`: `--source_image` is `--source-image`. Values stay as they are.

@@ -8,13 +8,14 @@ use crate::animate::load::{self, ConfigSource, ModelOptions, Precision};
 use crate::model::Border;
 use crate::model::packed::Engine;
 
-use super::Failure;
+use super::{Failure, weights};
 
 /// Which weights, of which shape.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Model {
-    /// A checkpoint: safetensors, PyTorch (.pth.tar) or Paddle (.pdparams); the embedded model without it
-    #[arg(long, visible_alias = "weight-path", value_name = "FILE")]
+    /// A checkpoint: safetensors, PyTorch (.pth.tar) or Paddle (.pdparams), or the name of a model of `mimic
+    /// weights list`; the embedded model without it
+    #[arg(long, visible_alias = "weight-path", value_name = "FILE|NAME")]
     pub(super) weights: Option<PathBuf>,
     /// PaddleGAN's or first-order-model's YAML file, or vox-256, vox-512, vox-mobile, mimic-small
     #[arg(long, value_name = "YAML")]
@@ -54,8 +55,9 @@ impl Model {
             (None, Some(preset)) => ConfigSource::Preset(preset),
             (None, None) => ConfigSource::Found,
         };
+        let weights = self.weights.as_deref().map(weights::find).transpose()?;
         let engine = load::engine(&ModelOptions {
-            weights: self.weights.as_deref(),
+            weights: weights.as_deref(),
             config,
             border: self.border.map(|border| match border {
                 BorderName::Paddlegan => Border::PaddleGan,

@@ -8,3 +8,4 @@ pub mod offline;
 pub mod queue;
 pub mod slot;
 pub mod tuning;
+pub mod weights;

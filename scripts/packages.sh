@@ -52,6 +52,7 @@ if linux; then
     library libX11.so.6 && library libX11-xcb.so.1 && library libXcursor.so.1 && library libXi.so.6 ||
         missing 'the X11 libraries' 'libx11-6 libx11-xcb1 libxcursor1 libxi6' ''
     on_path Xvfb || missing 'Xvfb (for tests)' xvfb ''
+    on_path exiftool || missing 'exiftool (for tests)' libimage-exiftool-perl ''
     on_path xdotool || missing 'xdotool (for tests)' xdotool ''
 fi
 if [ "${1:-}" = camera ] && linux; then

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -14,7 +15,7 @@ use super::{Failure, stop, weights};
 use crate::animate::{Animator, MotionOptions};
 use crate::geometry::Rect;
 use crate::gpu::{Choice, PasteMode, PasteSettings};
-use crate::media;
+use crate::media::{self, Signer};
 use crate::model::packed::Engine;
 use crate::pipeline::offline::{
     self, Faces, Job, Progress, ReferenceFrame, Report, Role, Selection, Window,
@@ -105,6 +106,12 @@ pub(super) struct Args {
     /// Leave out the clip's sound
     #[arg(long)]
     no_audio: bool,
+    /// Do not write into the result that it is generated
+    #[arg(long)]
+    no_provenance: bool,
+    /// Sign that the result is generated (C2PA): a chain of certificates and its private key, PEM files
+    #[arg(long, num_args = 2, value_names = ["CERT", "KEY"], conflicts_with = "no_provenance")]
+    sign: Vec<PathBuf>,
     /// Frames on their way at once, 1 to 64; the result is the same for every number
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     batch_size: u8,
@@ -257,6 +264,19 @@ fn job(args: &Args) -> Result<Job, Failure> {
         },
         (faces, _) => Faces::Boxes(faces.to_vec()),
     };
+    let output = media::resolve_output(args.output.as_deref(), args.filename.as_deref());
+    let signer = match &args.sign[..] {
+        [certificate, key] => {
+            if !Signer::can_sign(&output) {
+                return Err(Failure::Usage(format!(
+                    "{} cannot be signed: --sign is for mp4, gif, PNG and JPEG",
+                    output.display()
+                )));
+            }
+            Some(Arc::new(Signer::open(certificate, key)?))
+        }
+        _ => None,
+    };
     let (mode, usual) = match args.paste {
         Paste::Feather => (PasteMode::Feather, Window::Auto),
         Paste::Paddlegan => (PasteMode::PaddleGan, Window::Whole),
@@ -276,8 +296,10 @@ fn job(args: &Args) -> Result<Job, Failure> {
             (true, _) => ReferenceFrame::Best,
             (false, number) => ReferenceFrame::Number(number.unwrap_or(0)),
         },
-        output: media::resolve_output(args.output.as_deref(), args.filename.as_deref()),
+        output,
         audio: !args.no_audio,
+        provenance: !args.no_provenance,
+        signer,
         paste: PasteSettings {
             mode,
             ratio: args.ratio,

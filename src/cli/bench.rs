@@ -243,6 +243,8 @@ fn end_to_end(table: &mut Table, engine: Engine, label: &str) -> Result<(), Fail
         reference: ReferenceFrame::Number(0),
         output: folder.path().join("result.mp4"),
         audio: true,
+        provenance: true,
+        signer: None,
         paste: PasteSettings::default(),
         ratios: Vec::new(),
         smoothing: 0.0,

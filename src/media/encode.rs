@@ -14,6 +14,7 @@ use super::clip::Fps;
 use super::error::{Error, plain};
 use super::ffmpeg::{Running, add_input, encoders, ffmpeg, local, quiet, run};
 use super::probe::{length, probe};
+use super::provenance::Provenance;
 use super::sink::{FrameSink, WriteOptions, make_folder};
 
 /// A format ffmpeg writes.
@@ -39,6 +40,7 @@ pub(super) struct Encoded {
     row: Vec<u8>,
     fps: Fps,
     audio_from: Option<PathBuf>,
+    said: Option<Provenance>,
     written: u64,
     /// In fragments, each of which can be played without what comes after it.
     live: bool,
@@ -85,6 +87,7 @@ impl Encoded {
             let frames = (options.fps.as_f64() * seconds).ceil();
             command.args(["-g", &frames.to_string(), "-flush_packets", "1"]);
         }
+        command.args(format.tags(options.provenance.as_ref()));
         command.args(["-f", format.muxer()]).arg(local(&temporary));
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         let mut encoder = Running::start(command)?;
@@ -102,6 +105,7 @@ impl Encoded {
                 .audio_from
                 .clone()
                 .filter(|_| !format.sounds().is_empty()),
+            said: options.provenance.clone(),
             written: 0,
             live,
         })
@@ -129,6 +133,9 @@ impl Encoded {
             _ if playable(&self.temporary) => self.temporary,
             _ => return None,
         };
+        if let Err(error) = self.format.state(&saved, self.said.as_ref(), &self.output) {
+            tracing::warn!("{error}");
+        }
         saved.persist(&self.output).ok()?;
         Some(self.output)
     }
@@ -175,6 +182,7 @@ impl Encoded {
         }
         command
             .args(self.format.muxing())
+            .args(self.format.tags(self.said.as_ref()))
             .args(["-f", self.format.muxer()])
             .arg(local(&assembled));
         let answer = run(command, 0)?;
@@ -282,6 +290,8 @@ impl FrameSink for Encoded {
                 Err(error) => tracing::warn!("the recording stays in fragments: {error}"),
             }
         }
+        self.format
+            .state(&self.temporary, self.said.as_ref(), &self.output)?;
         let Self {
             encoder,
             temporary,
@@ -338,6 +348,33 @@ impl Format {
         match self {
             Self::Mp4 => &["-movflags", "+faststart"],
             Self::Webm | Self::Gif => &[],
+        }
+    }
+
+    /// Options that write what a result says of itself; a GIF has no tags.
+    fn tags(self, said: Option<&Provenance>) -> Vec<String> {
+        let tags = said.filter(|_| self != Self::Gif);
+        let tags = tags.map_or(Vec::new(), |said| said.tags(self == Self::Webm));
+        tags.iter()
+            .flat_map(|(key, value)| ["-metadata".to_owned(), format!("{key}={value}")])
+            .collect()
+    }
+
+    /// Lets a file that is whole say what it is, and signs it; `output` is what it will be called.
+    fn state(self, file: &Path, said: Option<&Provenance>, output: &Path) -> Result<(), Error> {
+        let Some(said) = said else {
+            return Ok(());
+        };
+        match self {
+            Self::Mp4 => said.append_to_mp4(file),
+            Self::Gif => said.insert_into_gif(file),
+            // Its tags are in it already.
+            Self::Webm => Ok(()),
+        }
+        .map_err(|e| Error::write(output, &e))?;
+        match &said.signer {
+            Some(signer) => signer.sign(file, Some(said)),
+            None => Ok(()),
         }
     }
 

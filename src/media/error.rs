@@ -120,7 +120,7 @@ pub enum Error {
     },
     /// An output name that says no known format.
     #[error(
-        "cannot tell what to write from the name {}: it must end in .mp4, .webm or .gif, or be a pattern such as frames/%05d.png",
+        "cannot tell what to write from the name {}: it must end in .mp4, .webm or .gif, or be a pattern such as frames/%05d.png or .jpg",
         .path.display()
     )]
     UnknownOutput {
@@ -171,6 +171,27 @@ pub enum Error {
         path: PathBuf,
         /// The encoders that would do.
         tried: String,
+    },
+    /// A certificate or key that does not sign.
+    #[error(
+        "cannot sign with {} and {}: {why}; give a chain of certificates in PEM, your own first, and its private key as PKCS#8",
+        .certificate.display(), .key.display()
+    )]
+    Certificate {
+        /// The chain of certificates.
+        certificate: PathBuf,
+        /// The private key.
+        key: PathBuf,
+        /// What is wrong with them.
+        why: String,
+    },
+    /// The result could not be signed.
+    #[error("{} could not be signed ({why}): leave --sign out, or write mp4, gif, PNG or JPEG", .path.display())]
+    Sign {
+        /// The result.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
     },
     /// The sink was finished before it was given a frame.
     #[error("nothing was written to {}: there was no frame to write, check the driving clip", .path.display())]

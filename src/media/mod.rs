@@ -10,6 +10,7 @@
 //! - [`camera`]: live pictures from a camera; [`pixels`] makes RGBA of what drivers give.
 //! - [`record`]: what is shown live, to an mp4 with the microphone's sound.
 //! - [`virtual_camera`]: what is shown live, as a camera for other programs.
+//! - [`provenance`]: what a result says of itself; [`Signer`] signs it.
 //! - [`ffmpeg`]: finding and running the program.
 
 pub mod camera;
@@ -18,6 +19,7 @@ pub mod error;
 pub mod ffmpeg;
 pub mod photo;
 pub mod pixels;
+pub mod provenance;
 pub mod record;
 pub mod samples;
 pub mod sink;
@@ -29,12 +31,15 @@ mod microphone;
 mod pattern;
 mod probe;
 mod sequence;
+mod sign;
 mod stills;
 mod video;
 
 pub use clip::{ClipInfo, Fps, FrameSource, ReadOptions};
 pub use error::Error;
 pub use photo::open_photo;
+pub use provenance::{Provenance, save_picture};
+pub use sign::Signer;
 pub use sink::{FrameSink, WriteOptions, resolve_output};
 
 /// The most pixels a photo or a frame may have: 100 megapixels, 400 MB as RGBA.

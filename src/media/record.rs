@@ -19,6 +19,7 @@ use super::error::Error;
 use super::fit::fit;
 use super::microphone::Listening;
 use super::probe::length;
+use super::provenance::Provenance;
 use super::sink::{FrameSink as _, WriteOptions, check_name, check_size};
 
 /// Whether a recording has sound.
@@ -76,6 +77,7 @@ impl Recorder {
         height: u32,
         fps: Fps,
         microphone: Microphone,
+        provenance: Option<Provenance>,
     ) -> Result<Self, Error> {
         let options = WriteOptions {
             width,
@@ -83,6 +85,7 @@ impl Recorder {
             fps,
             audio_from: None,
             inputs: Vec::new(),
+            provenance,
         };
         check_size(path, &options)?;
         check_name(path)?;

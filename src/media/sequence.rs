@@ -1,32 +1,39 @@
-//! Numbered PNG files as a [`FrameSink`]: lossless.
+//! Numbered PNG or JPEG files as a [`FrameSink`].
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use image::{ExtendedColorType, ImageEncoder as _, ImageError, RgbaImage};
+use image::RgbaImage;
 use tempfile::TempDir;
 
-use super::error::{Error, plain};
+use super::error::Error;
 use super::pattern::Pattern;
+use super::provenance::{Provenance, Room, Still, picture_error};
 use super::sink::{FrameSink, make_folder};
 
 /// Pictures on their way: in a temporary folder inside the one they will be in.
 pub(super) struct Sequence {
     output: PathBuf,
     pattern: Pattern,
+    still: Still,
     size: (u32, u32),
+    said: Option<Provenance>,
     /// None once it is cleared away.
     temporary: Option<TempDir>,
     /// Whether the folder was made for these pictures, and goes if they do not come.
     made: bool,
     written: u64,
-    rgb: Vec<u8>,
+    room: Room,
 }
 
 impl Sequence {
-    pub(super) fn create(output: &Path, pattern: Pattern, size: (u32, u32)) -> Result<Self, Error> {
+    pub(super) fn create(
+        output: &Path,
+        pattern: Pattern,
+        still: Still,
+        size: (u32, u32),
+        said: Option<Provenance>,
+    ) -> Result<Self, Error> {
         let made = !pattern.folder.exists();
         make_folder(output)?;
         let temporary = tempfile::Builder::new()
@@ -37,29 +44,14 @@ impl Sequence {
         Ok(Self {
             output,
             pattern,
+            still,
             size,
+            said,
             temporary: Some(temporary),
             made,
             written: 0,
-            rgb: Vec::new(),
+            room: Room::default(),
         })
-    }
-
-    fn save(&mut self, file: &Path, frame: &RgbaImage) -> Result<(), ImageError> {
-        // Frames are opaque: a fourth of the bytes says nothing.
-        self.rgb.clear();
-        self.rgb
-            .extend(frame.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]));
-        let mut writer = BufWriter::new(File::create(file)?);
-        let encoder =
-            PngEncoder::new_with_quality(&mut writer, CompressionType::Fast, FilterType::Adaptive);
-        encoder.write_image(
-            &self.rgb,
-            frame.width(),
-            frame.height(),
-            ExtendedColorType::Rgb8,
-        )?;
-        Ok(writer.flush()?)
     }
 
     /// Says so when numbered files of an earlier, longer result stay behind the last of this one.
@@ -93,16 +85,12 @@ impl FrameSink for Sequence {
             return Ok(());
         };
         let file = temporary.path().join(self.pattern.name(self.written + 1));
-        self.save(&file, frame).map_err(|e| {
-            let why = match e {
-                ImageError::IoError(e) => plain(&e),
-                e => e.to_string(),
-            };
-            Error::Write {
-                path: self.output.clone(),
-                why,
-            }
-        })?;
+        (self.still)
+            .write(&file, frame, self.said.as_ref(), &mut self.room)
+            .map_err(|e| picture_error(&self.output, e))?;
+        if let Some(signer) = self.said.as_ref().and_then(|said| said.signer.as_ref()) {
+            signer.sign(&file, self.said.as_ref())?;
+        }
         self.written += 1;
         Ok(())
     }

@@ -14,6 +14,7 @@ use super::clip::Fps;
 use super::encode::{Encoded, Format};
 use super::error::Error;
 use super::pattern::Pattern;
+use super::provenance::{Provenance, Still};
 use super::sequence::Sequence;
 
 /// Takes frames in order and makes a result of them.
@@ -41,6 +42,8 @@ pub struct WriteOptions {
     pub audio_from: Option<PathBuf>,
     /// Files and folders that are being read and must not be overwritten.
     pub inputs: Vec<PathBuf>,
+    /// What the result says of itself.
+    pub provenance: Option<Provenance>,
 }
 
 /// Makes the sink for an output name, and the folder it is in.
@@ -49,13 +52,16 @@ pub struct WriteOptions {
 ///   gets one more column or row, a copy of the last. Sound is copied when mp4 can hold it, else AAC.
 /// - `.webm`: VP9 (VP8 where there is none). Sound is copied when it is Opus or Vorbis, else Opus.
 /// - `.gif`: loops for ever, at most 50 frames a second; the palette is taken from the first frames.
-/// - a pattern such as `frames/%05d.png`: lossless pictures, numbered from 1.
+/// - a pattern such as `frames/%05d.png`: lossless pictures, numbered from 1; JPEGs with `.jpg`.
 pub fn create(output: &Path, options: &WriteOptions) -> Result<Box<dyn FrameSink>, Error> {
     check_size(output, options)?;
     let size = (options.width, options.height);
     let format = match kind(output, &options.inputs)? {
-        Kind::Pictures(pattern) => {
-            return Ok(Box::new(Sequence::create(output, pattern, size)?));
+        Kind::Pictures(pattern, still) => {
+            let said = options.provenance.clone();
+            return Ok(Box::new(Sequence::create(
+                output, pattern, still, size, said,
+            )?));
         }
         Kind::Video(format) => format,
     };
@@ -73,17 +79,18 @@ pub fn check(output: &Path, inputs: &[PathBuf]) -> Result<(), Error> {
 
 /// What a name asks for.
 enum Kind {
-    Pictures(Pattern),
+    Pictures(Pattern, Still),
     Video(Format),
 }
 
 fn kind(output: &Path, inputs: &[PathBuf]) -> Result<Kind, Error> {
     let kind = match extension(output).as_str() {
-        "png" => Pattern::parse(output).map(Kind::Pictures),
         "mp4" => Some(Kind::Video(Format::Mp4)),
         "webm" => Some(Kind::Video(Format::Webm)),
         "gif" => Some(Kind::Video(Format::Gif)),
-        _ => None,
+        _ => {
+            Still::of(output).and_then(|still| Some(Kind::Pictures(Pattern::parse(output)?, still)))
+        }
     };
     let kind = kind.ok_or_else(|| Error::UnknownOutput {
         path: output.to_owned(),

@@ -5,6 +5,7 @@
 //! clip's length. The compositor lives on the encoding thread alone.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
@@ -19,7 +20,7 @@ use crate::animate::{Animator, BestFrame, Smoother};
 use crate::faces;
 use crate::frame::Prediction;
 use crate::gpu::{self, Compositor, PasteSettings};
-use crate::media::{self, FrameSink, FrameSource, ReadOptions, WriteOptions};
+use crate::media::{self, FrameSink, FrameSource, Provenance, ReadOptions, Signer, WriteOptions};
 use crate::model::Keypoints;
 
 /// What to animate, by what, into what.
@@ -41,6 +42,10 @@ pub struct Job {
     pub output: PathBuf,
     /// Whether the result gets the clip's sound.
     pub audio: bool,
+    /// Whether the result says that it is generated.
+    pub provenance: bool,
+    /// Who signs that.
+    pub signer: Option<Arc<Signer>>,
     /// How faces are put back.
     pub paste: PasteSettings,
     /// Ratios of faces that have their own, in the crops' order.
@@ -272,6 +277,7 @@ impl Opened<'_> {
                 fps: clip.fps,
                 audio_from: (job.audio && clip.has_audio).then(|| job.clip.clone()),
                 inputs: inputs(job),
+                provenance: provenance(job)?,
             },
         )?;
         // Its pixels are the compositor's now.
@@ -341,6 +347,14 @@ fn set_up(
     animator.set_photo(&views.collect::<Result<Vec<_>, _>>()?);
     animator.set_drivers(cast.drivers);
     Ok(compositor)
+}
+
+fn provenance(job: &Job) -> Result<Option<Provenance>, Error> {
+    if !job.provenance {
+        return Ok(None);
+    }
+    let said = Provenance::of_photo(&job.photo)?;
+    Ok(Some(said.signed_by(job.signer.clone())))
 }
 
 fn inputs(job: &Job) -> Vec<PathBuf> {

@@ -426,6 +426,8 @@ fn offline_job(job: &RenderJob, files: &Files) -> Job {
         reference: ReferenceFrame::Number(0),
         output: job.output.clone(),
         audio: true,
+        provenance: true,
+        signer: None,
         paste: tuning::paste(&job.blend),
         ratios: own.map_or_else(Vec::new, |faces| {
             faces.iter().map(|face| face.ratio).collect()

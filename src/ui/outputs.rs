@@ -8,9 +8,11 @@ use eframe::egui::Context;
 use image::RgbaImage;
 
 use super::app::App;
-use crate::media::Fps;
 use crate::media::record::{Microphone, Recorder, Summary};
+use crate::media::samples;
 use crate::media::virtual_camera::VirtualCamera;
+use crate::media::{Fps, Provenance};
+use crate::settings::PhotoOrigin;
 
 /// Frames per second of recordings.
 const FPS: u32 = 25;
@@ -166,14 +168,28 @@ impl App {
         } else {
             Microphone::Off
         };
+        let photo = self.reel.current().map(|photo| photo.origin.clone());
         let start = move || {
-            Recorder::start(&path, width, height, fps, microphone).map_err(|e| e.to_string())
+            let said = photo.map_or_else(Provenance::default, |photo| said_of(&photo));
+            Recorder::start(&path, width, height, fps, microphone, Some(said))
+                .map_err(|e| e.to_string())
         };
         match on_thread("record-start", &self.ctx, start) {
             Ok(start) => self.outputs.recording = Recording::Starting(start),
             Err(e) => self.notices.warn(e.to_string()),
         }
     }
+}
+
+/// What a picture made from a photo says of itself; a photo that is gone by now leaves it without the hash.
+pub(super) fn said_of(photo: &PhotoOrigin) -> Provenance {
+    let said = match photo {
+        PhotoOrigin::File(path) => Provenance::of_photo(path).ok(),
+        PhotoOrigin::Painting(name) => samples::painting_file(name)
+            .ok()
+            .and_then(|file| Provenance::of_photo(file.path()).ok()),
+    };
+    said.unwrap_or_default()
 }
 
 /// Runs something that takes a moment, and wakes the window when it is done.

@@ -5,6 +5,7 @@
 mod clips;
 mod helpers;
 mod photos;
+mod provenance;
 mod recordings;
 mod sinks;
 mod trouble;

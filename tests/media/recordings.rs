@@ -12,7 +12,8 @@ use crate::helpers::{Folder, assert_sentence, corners, probe, quarters, read_all
 
 fn start(path: &Path, width: u32, height: u32) -> Recorder {
     let fps = Fps::new(25, 1).unwrap();
-    Recorder::start(path, width, height, fps, Microphone::Off).unwrap_or_else(|e| panic!("{e}"))
+    Recorder::start(path, width, height, fps, Microphone::Off, None)
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Pushes a picture when the recorder has room for it, as if it came at `ms` milliseconds.
@@ -113,10 +114,10 @@ fn what_cannot_be_recorded_is_said_at_once_or_at_the_end() {
     let file = folder.file("file", "x");
     let fps = Fps::new(25, 1).unwrap();
     for path in [file.join("take.mp4"), folder.path("")] {
-        let error = Recorder::start(&path, 64, 48, fps, Microphone::Off).unwrap_err();
+        let error = Recorder::start(&path, 64, 48, fps, Microphone::Off, None).unwrap_err();
         assert_sentence(&error, &path);
     }
-    assert!(Recorder::start(&folder.path("a.mp4"), 0, 48, fps, Microphone::Off).is_err());
+    assert!(Recorder::start(&folder.path("a.mp4"), 0, 48, fps, Microphone::Off, None).is_err());
     let path = folder.path("empty.mp4");
     let error = start(&path, 64, 48).finish().unwrap_err();
     assert!(matches!(error, Error::NothingWritten { .. }), "{error}");
@@ -289,7 +290,7 @@ fn record_the_microphone() {
     let folder = Folder::new();
     let path = folder.path("take.mp4");
     let fps = Fps::new(25, 1).unwrap();
-    let mut recorder = Recorder::start(&path, 64, 48, fps, Microphone::On).unwrap();
+    let mut recorder = Recorder::start(&path, 64, 48, fps, Microphone::On, None).unwrap();
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(3) {
         recorder.push(&grey(100), Instant::now());
@@ -322,7 +323,7 @@ fn without_a_microphone_a_recording_is_silent_and_says_why() {
     let folder = Folder::new();
     let path = folder.path("take.mp4");
     let fps = Fps::new(25, 1).unwrap();
-    let mut recorder = Recorder::start(&path, 64, 48, fps, Microphone::On).unwrap();
+    let mut recorder = Recorder::start(&path, 64, 48, fps, Microphone::On, None).unwrap();
     push(&mut recorder, &grey(100), Instant::now(), 0);
     let summary = recorder.finish().unwrap();
     let sound = probe(&path, "a", "codec_name");

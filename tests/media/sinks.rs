@@ -18,6 +18,7 @@ fn options(width: u32, height: u32) -> WriteOptions {
         fps: Fps::new(25, 1).unwrap(),
         audio_from: None,
         inputs: Vec::new(),
+        provenance: None,
     }
 }
 

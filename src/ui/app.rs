@@ -10,7 +10,7 @@ use eframe::egui_wgpu::RenderState;
 use super::command::{Command, Place};
 use super::dialogs::Dialogs;
 use super::jobs::Jobs;
-use super::models::Speeds;
+use super::models::{Downloads, Speeds};
 use super::notices::Notices;
 use super::outputs::Outputs;
 use super::picture::Picture;
@@ -69,6 +69,7 @@ pub struct App {
     pub(super) jobs: Jobs,
     pub(super) outputs: Outputs,
     pub(super) speeds: Speeds,
+    pub(super) downloads: Downloads,
     pub(super) driver: Option<Driver>,
     /// How the driver's pictures come.
     pub(super) driver_what: String,
@@ -178,6 +179,7 @@ impl App {
             model: ModelState::Loading,
             outputs: Outputs::default(),
             speeds: Speeds::default(),
+            downloads: Downloads::default(),
             driver: None,
             driver_what: String::new(),
             stats: Stats::default(),

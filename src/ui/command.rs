@@ -70,5 +70,7 @@ pub(super) enum Command {
     /// Take a model out of the list.
     ForgetModel(Option<PathBuf>),
     MeasureModel(Option<PathBuf>),
+    /// Download the model of that name; none stops the download.
+    Download(Option<String>),
     Job(JobCommand),
 }

@@ -9,10 +9,12 @@ use super::app::{App, ModelState};
 use super::command::{Command, Place};
 use super::dialogs::Pick;
 use super::jobs::JobCommand;
+use super::outputs::said_of;
 use super::reel::Face;
 use crate::animate::PerformOptions;
 use crate::geometry::Rect;
 use crate::gpu;
+use crate::media::{Provenance, save_picture};
 use crate::pipeline::driver::{Driver, DriverEvent, DriverSource};
 use crate::pipeline::live::{self, DriverCrop, Event};
 use crate::pipeline::tuning;
@@ -27,6 +29,7 @@ impl App {
         self.found_cameras();
         self.listen_to_outputs();
         self.listen_to_speeds();
+        self.listen_to_downloads();
         self.jobs.listen(&self.ctx.clone());
         for id in self.reel.take_opened(&self.ctx.clone()) {
             self.tell_photo(id);
@@ -432,6 +435,8 @@ impl App {
             Command::UseModel(model) => self.use_model(model),
             Command::ForgetModel(model) => self.forget_model(model),
             Command::MeasureModel(model) => self.measure_model(model),
+            Command::Download(Some(name)) => self.download(name),
+            Command::Download(None) => self.cancel_download(),
             Command::Job(job) => self.apply_job(job),
         }
     }
@@ -559,11 +564,13 @@ impl App {
         let Some(picture) = self.stage.image().cloned() else {
             return;
         };
+        let photo = self.reel.current();
+        let said = photo.map_or_else(Provenance::default, |photo| said_of(&photo.origin));
         let saved = self
             .new_file("screenshot", "png")
             .map_err(|e| e.to_string())
             .and_then(|path| {
-                picture.save(&path).map_err(|e| e.to_string())?;
+                save_picture(&path, &picture, Some(&said)).map_err(|e| e.to_string())?;
                 Ok(path)
             });
         match saved {

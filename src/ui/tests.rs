@@ -13,11 +13,18 @@ use image::RgbaImage;
 use super::app::{App, ModelState};
 use super::command::{Command, Place};
 use super::{Start, jobs::JobCommand};
+use crate::checkpoint::manifest::Manifest;
+use crate::checkpoint::store::Store;
 use crate::frame::Prediction;
 use crate::geometry::Rect;
 use crate::model::Keypoints;
 use crate::pipeline::live::{Shown, Stages};
 use crate::settings::{self, Driver, Language, Settings, Theme};
+
+#[allow(dead_code, reason = "the tests of downloads need more of it")]
+#[path = "../../tests/weights/server.rs"]
+mod server;
+use server::{Server, give, head};
 
 const SIZE: [f32; 2] = [1280.0, 800.0];
 
@@ -345,6 +352,80 @@ fn a_photo_that_is_gone_says_so_and_the_rest_runs_on() {
     harness.key_press(Key::Num1);
     harness.run_steps(2);
     assert!(harness.state().stage.photo().is_some());
+}
+
+/// Runs frames until something is so.
+fn wait_until(
+    harness: &mut Harness<'static, App>,
+    what: &str,
+    mut so: impl FnMut(&Harness<'static, App>) -> bool,
+) {
+    let patience = Instant::now();
+    while !so(harness) {
+        assert!(patience.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+        harness.step();
+    }
+}
+
+#[test]
+fn a_missing_model_has_a_card_is_downloaded_stopped_taken_up_used_and_removed() {
+    let file = std::fs::read("weights/mimic-small.safetensors").unwrap();
+    let serve = file.clone();
+    let server = Server::start(move |_, request, stream| {
+        if request.from().is_some() {
+            return give(&serve, "\"v1\"", request, stream);
+        }
+        head(stream, "200 OK", &[("ETag", "\"v1\"")], serve.len())?;
+        for piece in serve.chunks(serve.len() / 100) {
+            std::io::Write::write_all(stream, piece)?;
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        Ok(())
+    });
+    let config = fresh();
+    let mut harness = window(config.path());
+    let manifest = format!(
+        "version = 1\n[[model]]\nname = \"m\"\nkind = \"animation\"\ntitle = \"a test\"\nfile = \"m.pth\"\n\
+         mirrors = [\"{}\"]\nabout_bytes = {}\nlicence = \"its own\"\nconfig = \"mimic-small\"",
+        server.url("/m"),
+        file.len()
+    );
+    let manifest = Manifest::parse(&manifest, "test").unwrap();
+    let weights = config.path().join("weights");
+    harness.state_mut().downloads.store = Ok(Store::new(weights.clone(), manifest));
+    harness.state_mut().want(Command::Go(Place::Models));
+    harness.run_steps(3);
+    harness.get_by_label("Download m").click();
+    wait_until(&mut harness, "it does not begin", |h| {
+        h.query_by_label("Cancel").is_some()
+            && h.state().downloads.cards()[0]
+                .progress
+                .as_ref()
+                .is_some_and(|p| p.done > 500_000)
+    });
+    harness.get_by_label("Cancel").click();
+    wait_until(&mut harness, "it does not stop", |h| {
+        h.query_by_label("Download m").is_some()
+    });
+    assert!(!weights.join("m.safetensors").exists());
+    harness.get_by_label("Download m").click();
+    wait_until(&mut harness, "it does not come", |h| {
+        h.query_by_label("Use this one").is_some()
+    });
+    assert!(server.seen()[1].from().unwrap() > 500_000);
+    assert!(harness.state().downloads.cards().is_empty());
+    harness.get_by_label("Use this one").click();
+    harness.run_steps(3);
+    let path = weights.join("m.safetensors");
+    assert_eq!(harness.state().settings.model.as_ref(), Some(&path));
+    // The embedded one again, and the card comes back when it is removed.
+    harness.get_by_label("Use this one").click();
+    harness.run_steps(3);
+    harness.get_by_label("Remove").click();
+    harness.run_steps(3);
+    assert!(!path.exists());
+    harness.get_by_label("Download m");
 }
 
 #[derive(Debug)]

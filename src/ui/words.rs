@@ -155,6 +155,14 @@ words! {
     model_use: "Use this one", "使用此模型";
     model_measure: "Measure", "测速";
     model_measuring: "Measuring", "测速中";
+    more_models: "To be downloaded", "可下载的模型";
+    download: "Download", "下载";
+    model_here: "it is here", "已下载";
+    download_waiting: "Waiting", "等待中";
+    download_asking: "Asking", "正在连接";
+    download_from: "From", "下载自";
+    download_checking: "Checking", "正在校验";
+    download_converting: "Converting", "正在转换";
     ms_a_frame: "ms a frame", "毫秒/帧";
     licence: "licence", "许可";
     model_licence_note: "see weights/README.md", "见 weights/README.md";

@@ -101,7 +101,7 @@ pub fn original(
     let mut reasons = Vec::new();
     let mut changed = None;
     for mirror in &model.mirrors {
-        let mut transfer = Transfer {
+        let transfer = Transfer {
             store,
             model,
             mirror,
@@ -153,15 +153,14 @@ struct Transfer<'a> {
 }
 
 impl Transfer<'_> {
-    /// Transfers until the file is whole; says whether some of it was there before.
-    fn run(&mut self, tell: &mut Tell<'_>) -> Result<bool, Trouble> {
+    /// Transfers until the file is whole; says whether it was put together of what came at two times.
+    fn run(&self, tell: &mut Tell<'_>) -> Result<bool, Trouble> {
         let mut tries = 0;
         let mut restarted = false;
-        let resumed = self.offset() > 0;
         loop {
             let before = self.offset();
             match self.once(tell) {
-                Ok(()) => return Ok(resumed && !restarted),
+                Ok(resumed) => return Ok(resumed),
                 Err(Trouble::FromTheStart) if !restarted => {
                     forget(self.part, false);
                     restarted = true;
@@ -181,7 +180,7 @@ impl Transfer<'_> {
 
     /// Looks at the finished file. If it is wrong and was put together of what came at two times, this mirror is
     /// asked once more, for all of it.
-    fn judge(&mut self, resumed: bool, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
+    fn judge(&self, resumed: bool, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let verdict = match self.store.check(self.model, self.part, tell) {
             Ok(hash) => return Ok(Verdict::Right(hash)),
             Err(Error::NotThis { why, .. }) => Verdict::Wrong(why),
@@ -211,8 +210,8 @@ impl Transfer<'_> {
         }
     }
 
-    /// One request and its answer.
-    fn once(&mut self, tell: &mut Tell<'_>) -> Result<(), Trouble> {
+    /// One request and its answer; says whether that went on from what was there.
+    fn once(&self, tell: &mut Tell<'_>) -> Result<bool, Trouble> {
         let remembered = Part::read(self.part);
         let mut done = self.offset();
         let here = remembered.url == self.mirror;
@@ -256,7 +255,8 @@ impl Transfer<'_> {
         }
         .write(self.part)
         .map_err(|source| Trouble::Ours(self.ours(source, done)))?;
-        self.receive(answer, done, total, tell)
+        self.receive(answer, done, total, tell)?;
+        Ok(done > 0)
     }
 
     /// Asks for the file from an offset on, through redirects.

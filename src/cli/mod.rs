@@ -90,14 +90,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Set by Ctrl-C from now on: what takes long looks at it and ends cleanly.
+/// Set by Ctrl-C from now on: what takes long looks at it and ends cleanly. A second one ends the program where it is.
 fn stop() -> &'static AtomicBool {
     static STOP: OnceLock<AtomicBool> = OnceLock::new();
     STOP.get_or_init(|| {
         // The flag is asked for only after this, so there is one when the signal comes.
         let _ = ctrlc::set_handler(|| {
-            if let Some(stop) = STOP.get() {
-                stop.store(true, Ordering::Relaxed);
+            if STOP
+                .get()
+                .is_some_and(|stop| stop.swap(true, Ordering::Relaxed))
+            {
+                std::process::exit(130);
             }
         });
         AtomicBool::new(false)

@@ -116,6 +116,11 @@ impl Encoded {
         self.audio_from = Some(clip);
     }
 
+    /// What the result will say of itself, in the place of what it was to say.
+    pub(super) fn say(&mut self, said: Provenance) {
+        self.said = Some(said);
+    }
+
     /// What was written of a recording whose encoder has died, put under its name; none when not one frame
     /// of it can be played.
     pub(super) fn salvage(mut self) -> Option<PathBuf> {

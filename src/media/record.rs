@@ -57,6 +57,7 @@ pub struct Recorder {
     made: usize,
     dropped: u64,
     failed: Arc<Mutex<Option<String>>>,
+    said: Arc<Mutex<Option<Provenance>>>,
     thread: JoinHandle<Result<Summary, Error>>,
 }
 
@@ -110,7 +111,9 @@ impl Recorder {
             back,
             start: None,
             written: 0,
+            said: Arc::default(),
         };
+        let said = Arc::clone(&work.said);
         let failed = Arc::<Mutex<Option<String>>>::default();
         let tell = Arc::clone(&failed);
         let thread = Builder::new()
@@ -129,6 +132,7 @@ impl Recorder {
             made: 0,
             dropped: 0,
             failed,
+            said,
             thread,
         })
     }
@@ -159,6 +163,12 @@ impl Recorder {
             // The thread has ended, with an error that is polled for.
             Err(TrySendError::Disconnected(_)) => {}
         }
+    }
+
+    /// Takes what the recording says of itself from now on, on any thread: when another photo comes into it, say.
+    pub fn sayer(&self) -> impl FnOnce(Provenance) + Send + 'static {
+        let said = Arc::clone(&self.said);
+        move |new| *said.lock().unwrap_or_else(PoisonError::into_inner) = Some(new)
     }
 
     /// Pictures left out so far because the encoder was behind.
@@ -202,11 +212,20 @@ struct Work {
     start: Option<Instant>,
     /// Slots filled.
     written: u64,
+    said: Arc<Mutex<Option<Provenance>>>,
 }
 
 impl Work {
     fn run(mut self) -> Result<Summary, Error> {
         let ended = self.record();
+        let said = self
+            .said
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(said) = said {
+            self.encoded.say(said);
+        }
         let mut sound = None;
         match self.sound.take().map(Listening::finish) {
             Some(Ok(file)) => {

@@ -163,9 +163,11 @@ impl Signer {
         }
         let faults = reader.validation_status().unwrap_or_default().iter();
         let faults: Vec<_> = faults
-            .map(|fault| match fault.explanation() {
-                Some(why) => format!("{} ({why})", fault.code()),
-                None => fault.code().to_owned(),
+            .filter_map(|fault| match fault.code() {
+                // By us, who ask nobody; that is no fault.
+                "signingCredential.untrusted" => None,
+                "claimSignature.mismatch" => Some("the key is not the certificate's"),
+                code => Some(fault.explanation().unwrap_or(code)),
             })
             .collect();
         Err(one_line(&faults.join(", ")))

@@ -14,7 +14,7 @@ use super::reel::Face;
 use crate::animate::PerformOptions;
 use crate::geometry::Rect;
 use crate::gpu;
-use crate::media::{Provenance, save_picture};
+use crate::media::save_picture;
 use crate::pipeline::driver::{Driver, DriverEvent, DriverSource};
 use crate::pipeline::live::{self, DriverCrop, Event};
 use crate::pipeline::tuning;
@@ -564,8 +564,8 @@ impl App {
         let Some(picture) = self.stage.image().cloned() else {
             return;
         };
-        let photo = self.reel.current();
-        let said = photo.map_or_else(Provenance::default, |photo| said_of(&photo.origin));
+        let photo = self.reel.current().map(|photo| photo.origin.clone());
+        let said = said_of(photo.as_slice());
         let saved = self
             .new_file("screenshot", "png")
             .map_err(|e| e.to_string())

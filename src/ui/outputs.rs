@@ -22,6 +22,8 @@ const FPS: u32 = 25;
 pub(super) struct Outputs {
     recording: Recording,
     camera: Option<VirtualCamera>,
+    /// The photos that are in the recording.
+    shown: Vec<PhotoOrigin>,
 }
 
 /// Starting asks for the microphone and ending completes the file: both on a thread, as they take a moment.
@@ -80,6 +82,25 @@ impl App {
             .map_or(Ok(()), |picture| self.outputs.push(picture));
         if let Err(why) = result {
             self.notices.warn(why);
+        }
+        self.note_photo();
+    }
+
+    /// The recording says of which photos it is.
+    fn note_photo(&mut self) {
+        let (Recording::On(recorder, _), Some(photo)) =
+            (&self.outputs.recording, self.reel.current())
+        else {
+            return;
+        };
+        if self.outputs.shown.contains(&photo.origin) {
+            return;
+        }
+        self.outputs.shown.push(photo.origin.clone());
+        let (shown, say) = (self.outputs.shown.clone(), recorder.sayer());
+        // Nobody waits for the answer.
+        if let Err(e) = on_thread("provenance", &self.ctx, move || say(said_of(&shown))) {
+            self.notices.warn(e.to_string());
         }
     }
 
@@ -169,10 +190,11 @@ impl App {
             Microphone::Off
         };
         let photo = self.reel.current().map(|photo| photo.origin.clone());
+        let shown: Vec<_> = photo.into_iter().collect();
+        self.outputs.shown.clone_from(&shown);
         let start = move || {
-            let said = photo.map_or_else(Provenance::default, |photo| said_of(&photo));
-            Recorder::start(&path, width, height, fps, microphone, Some(said))
-                .map_err(|e| e.to_string())
+            let said = Some(said_of(&shown));
+            Recorder::start(&path, width, height, fps, microphone, said).map_err(|e| e.to_string())
         };
         match on_thread("record-start", &self.ctx, start) {
             Ok(start) => self.outputs.recording = Recording::Starting(start),
@@ -181,15 +203,21 @@ impl App {
     }
 }
 
-/// What a picture made from a photo says of itself; a photo that is gone by now leaves it without the hash.
-pub(super) fn said_of(photo: &PhotoOrigin) -> Provenance {
-    let said = match photo {
-        PhotoOrigin::File(path) => Provenance::of_photo(path).ok(),
-        PhotoOrigin::Painting(name) => samples::painting_file(name)
-            .ok()
-            .and_then(|file| Provenance::of_photo(file.path()).ok()),
-    };
-    said.unwrap_or_default()
+/// What is made from photos says of itself; one that is gone by now is left out.
+pub(super) fn said_of(photos: &[PhotoOrigin]) -> Provenance {
+    let mut said = Provenance::default();
+    for photo in photos {
+        let added = match photo {
+            PhotoOrigin::File(path) => said.add_photo(path).map_err(|e| e.to_string()),
+            PhotoOrigin::Painting(name) => samples::painting_file(name)
+                .map_err(|e| e.to_string())
+                .and_then(|file| said.add_photo(file.path()).map_err(|e| e.to_string())),
+        };
+        if let Err(why) = added {
+            tracing::warn!("{why}");
+        }
+    }
+    said
 }
 
 /// Runs something that takes a moment, and wakes the window when it is done.

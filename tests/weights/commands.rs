@@ -223,7 +223,7 @@ fn a_manifest_with_an_unknown_field_names_it_and_its_line() {
     for args in [&["weights", "list"][..], &["weights", "fetch", "m"]] {
         let said = place.fails(args, 1);
         assert!(
-            said.contains("checksum") && said.contains("line 9") && said.contains("manifest.toml"),
+            said.contains("checksum") && said.contains("line 10") && said.contains("manifest.toml"),
             "{said}"
         );
     }

@@ -32,6 +32,9 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
                         app.want(Command::Pick(Pick::Model));
                     }
                     let more = app.downloads.cards();
+                    if let Err(why) = &app.downloads.store {
+                        ui.label(RichText::new(why).color(colours.dim));
+                    }
                     if !more.is_empty() {
                         ui.add_space(18.0);
                         ui.heading(app.words.more_models);

@@ -383,7 +383,18 @@ fn a_missing_model_has_a_card_is_downloaded_stopped_taken_up_used_and_removed() 
         }
         Ok(())
     });
-    let config = fresh();
+    let config = tempfile::tempdir().unwrap();
+    let photo = config.path().join("photo.png");
+    RgbaImage::new(96, 96).save(&photo).unwrap();
+    let settings = Settings {
+        language: Some(Language::English),
+        reel: vec![settings::Photo {
+            origin: settings::PhotoOrigin::File(photo),
+            faces: None,
+        }],
+        ..Settings::default()
+    };
+    settings::save(config.path(), &settings).unwrap();
     let mut harness = window(config.path());
     let manifest = format!(
         "version = 1\n[[model]]\nname = \"m\"\nkind = \"animation\"\ntitle = \"a test\"\nfile = \"m.pth\"\n\

@@ -62,11 +62,11 @@ bench: packages
 		$(VENV)/bin/python -m pip install -q -r benches/peers/requirements.txt; then \
 		set -ex; \
 		$(VENV)/bin/python benches/peers/check.py weights/mimic-small.safetensors tests/fixtures; \
-		cargo run --locked -q --release -- bench --threads $(THREADS) --json >output/bench-mimic.json; \
-		$(VENV)/bin/python benches/peers/peers.py --threads $(THREADS) --add output/bench-mimic.json --json output/bench.json; \
+		cargo run --locked -q --release -- bench --faces --threads $(THREADS) --json >output/bench-mimic.json; \
+		$(VENV)/bin/python benches/peers/peers.py --faces --threads $(THREADS) --add output/bench-mimic.json --json output/bench.json; \
 	else \
 		echo 'PyTorch and ONNX Runtime could not be installed (Python 3.11 with venv, and PyPI): mimic is timed alone.'; \
-		set -x; cargo run --locked -q --release -- bench --threads $(THREADS); \
+		set -x; cargo run --locked -q --release -- bench --faces --threads $(THREADS); \
 	fi
 
 fuzz:

@@ -23,6 +23,16 @@ ffmpeg -v error -nostdin -y -i screenshots/detail-0.png -i screenshots/detail-1.
 rm screenshots/detail-0.png screenshots/detail-1.png
 cp output/demo.gif screenshots/demo.gif
 
+# Every face of a group follows one driver: the paintings above, a frame of the result below.
+for painting in american-gothic syndics; do
+    $mimic animate --source-image assets/$painting.jpg --driving-video "$work/driver.mp4" \
+        -o "$work/$painting/%05d.png" >/dev/null
+    ffmpeg -v error -nostdin -y -i assets/$painting.jpg -i "$work/$painting/$(printf %05d $frame).png" \
+        -filter_complex 'vstack,scale=-2:960' "$work/$painting.png"
+done
+ffmpeg -v error -nostdin -y -i "$work/american-gothic.png" -i "$work/syndics.png" -filter_complex hstack \
+    -q:v 3 screenshots/groups.jpg
+
 # The window, just before what lies over the picture fades away.
 MIMIC_CONFIG="$work/config" $mimic --demo --screenshot "$work/live.png" --after 2.9
 ffmpeg -v error -nostdin -y -i "$work/live.png" -q:v 3 screenshots/live.jpg

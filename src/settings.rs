@@ -35,6 +35,8 @@ pub struct Settings {
     pub blend: Blend,
     /// How motion is taken over.
     pub motion: Motion,
+    /// How faces are made sharper.
+    pub enhance: Enhance,
     /// What is drawn over the picture.
     pub show: Show,
     /// The source photos, in order.
@@ -104,6 +106,18 @@ pub struct Motion {
     pub auto_reference: bool,
 }
 
+/// How faces are made sharper: see `faces::Enhancement`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Enhance {
+    /// Whether they are.
+    pub on: bool,
+    /// 0..=1.
+    pub strength: f32,
+    /// The restorer's weights, where they were chosen by hand.
+    pub weights: Option<PathBuf>,
+}
+
 /// What is drawn over the picture.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -170,6 +184,7 @@ impl Default for Settings {
             window: [1280.0, 800.0],
             blend: Blend::default(),
             motion: Motion::default(),
+            enhance: Enhance::default(),
             show: Show::default(),
             reel: Vec::new(),
             on_stage: 0,
@@ -189,6 +204,16 @@ impl Default for Blend {
             feather: 0.2,
             colour_match: 1.0,
             detail: 0.5,
+        }
+    }
+}
+
+impl Default for Enhance {
+    fn default() -> Self {
+        Self {
+            on: false,
+            strength: 0.8,
+            weights: None,
         }
     }
 }
@@ -303,6 +328,7 @@ impl Settings {
                 usual
             };
         };
+        within(&mut self.enhance.strength, 0.0, 1.0, usual.enhance.strength);
         let (blend, motion) = (&mut self.blend, &mut self.motion);
         within(&mut blend.ratio, 0.1, 1.0, usual.blend.ratio);
         within(&mut blend.feather, 0.0, 1.0, usual.blend.feather);

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use image::{Rgba, RgbaImage, imageops};
+use mimic::checkpoint;
+use mimic::model::{gpen, procedural};
 use tempfile::TempDir;
 
 const PHOTO: &str = "assets/mona-lisa.jpg";
@@ -197,6 +199,221 @@ fn the_tutorials_command_runs_with_its_underscores() {
     assert!(Path::new(printed.trim()).exists());
 }
 
+/// The flags of PaddleGAN's tutorial and those that it has besides, with weights that mean nothing.
+#[test]
+fn the_tutorials_command_runs_with_every_flag() {
+    let folder = Folder::new();
+    let (clip, config) = (folder.clip(3), tiny_config(&folder, true));
+    let (out, restorer) = (folder.path("result"), restorer(&folder, 64));
+    let printed = works(&[
+        "animate",
+        "--driving_video",
+        &clip,
+        "--source_image",
+        "assets/american-gothic.jpg",
+        "--weight_path",
+        "tests/fixtures/mobile_tiny.pdparams",
+        "--config",
+        &config,
+        "--relative",
+        "--adapt_scale",
+        "--find_best_frame",
+        "--ratio",
+        "0.4",
+        "--output",
+        &out,
+        "--filename",
+        "gothic.mp4",
+        "--image_size",
+        "256",
+        "--batch_size",
+        "2",
+        "--multi_person",
+        "--mobile_net",
+        "--face_detector",
+        "mimic",
+        "--face_enhancement",
+        "--enhancer_weights",
+        &restorer,
+        "--paste",
+        "paddlegan",
+        "--cpu",
+        "--json",
+    ]);
+    let report: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(report["frames"], 3);
+    assert!(report["seconds"]["enhance"].as_f64().unwrap() > 0.0);
+    assert!(Path::new(&out).join("gothic.mp4").exists());
+}
+
+#[test]
+fn enhancement_changes_the_face_by_its_strength_and_nothing_else() {
+    let folder = Folder::new();
+    let clip = folder.clip(2);
+    let weights = restorer(&folder, 128);
+    let last = |name: &str, more: &[&str]| {
+        let out = folder.path(&format!("{name}/%02d.png"));
+        let flags = [&["--crop", CROP][..], more].concat();
+        works(&animate(PHOTO, &clip, &out, &flags));
+        picture(out.replace("%02d", "02"))
+    };
+    let enhanced = |strength: &'static str| {
+        [
+            "--face-enhancement",
+            "--enhancer-weights",
+            &weights,
+            "--enhancement-strength",
+            strength,
+        ]
+    };
+    let plain = last("plain", &[]);
+    let none = last("none", &enhanced("0"));
+    let half = last("half", &enhanced("0.5"));
+    let full = last("full", &enhanced("1"));
+    assert_eq!(plain, none);
+    let face = |picture: &RgbaImage| imageops::crop_imm(picture, 300, 180, 200, 250).to_image();
+    let by = |other: &RgbaImage| difference(&face(&plain), &face(other));
+    assert!(by(&full) > 4.0 && by(&half) > 0.3 * by(&full) && by(&half) < 0.8 * by(&full));
+    let below = |picture: &RgbaImage| imageops::crop_imm(picture, 0, 600, 859, 680).to_image();
+    assert_eq!(below(&plain), below(&full));
+}
+
+#[test]
+fn weights_that_enhance_nothing_get_one_sentence() {
+    let folder = Folder::new();
+    let clip = folder.clip(2);
+    let (small, tiny) = (restorer(&folder, 64), restorer(&folder, 16));
+    let out = folder.path("out.mp4");
+    let fails_with = |more: &[&str], wanted: &[&str]| {
+        let flags = [&["--crop", CROP, "--face-enhancement"][..], more].concat();
+        let complaint = fails(&animate(PHOTO, &clip, &out, &flags), 1);
+        for wanted in wanted {
+            assert!(complaint.contains(wanted), "{more:?}: {complaint}");
+        }
+        assert!(!Path::new(&out).exists());
+    };
+    fails_with(&[], &["--enhancer-weights", "GPEN-BFR-512.pth"]);
+    fails_with(&["--enhancer", "gfpgan"], &["GFPGANv1.4.pth"]);
+    let other = "tests/fixtures/vox_tiny.pdparams";
+    fails_with(&["--enhancer-weights", other], &[other, "GPEN or GFPGAN"]);
+    fails_with(&["--enhancer-weights", &tiny], &["from 32 to 1024 pixels"]);
+    fails_with(
+        &["--enhancer", "gfpgan", "--enhancer-weights", &small],
+        &[&small, "GFPGAN's clean form"],
+    );
+    let missing = folder.path("missing.pth");
+    fails_with(&["--enhancer-weights", &missing], &[&missing]);
+    // Without the switch the others mean nothing.
+    let alone = ["--crop", CROP, "--enhancer-weights", &small];
+    let complaint = fails(&animate(PHOTO, &clip, &out, &alone), 2);
+    assert!(complaint.contains("--face-enhancement"), "{complaint}");
+}
+
+#[test]
+fn faces_at_the_edge_tiny_ones_and_many_are_animated() {
+    let folder = Folder::new();
+    let clip = folder.clip(2);
+    let out = folder.path("out/%02d.png");
+    let size = picture(PHOTO).dimensions();
+    for flags in [
+        &["--face", "400,300,412,312"][..],
+        &["--face", "-60,200,60,350"],
+        &["--face", "800,1200,1000,1500", "--paste", "paddlegan"],
+        &["--crop", "-50,-60,5000,4000"],
+        &["--crop", "-50,-60,3,3"],
+    ] {
+        works(&animate(PHOTO, &clip, &out, flags));
+        assert_eq!(picture(out.replace("%02d", "02")).dimensions(), size);
+    }
+    // Sixty.
+    let head = imageops::crop_imm(&picture(PHOTO), 150, 60, 520, 520).to_image();
+    let head = imageops::resize(&head, 80, 80, imageops::FilterType::Triangle);
+    let mut crowd = RgbaImage::from_pixel(800, 480, Rgba([120, 124, 128, 255]));
+    for i in 0..60 {
+        imageops::overlay(&mut crowd, &head, i % 10 * 80, i / 10 * 80);
+    }
+    let photo = folder.path("crowd.png");
+    crowd.save(&photo).unwrap();
+    let found = works(&["faces", &photo]).lines().count();
+    assert!((30..=60).contains(&found), "{found}");
+    let tiny = ["--weights", "tests/fixtures/mobile_tiny.pdparams"];
+    let config = tiny_config(&folder, true);
+    let flags = [&tiny[..], &["--config", &config]].concat();
+    works(&animate(&photo, &clip, &out, &flags));
+    let last = picture(out.replace("%02d", "02"));
+    let before = picture(&photo);
+    let changed = (0..60u32)
+        .filter(|i| {
+            let (x, y) = (i % 10 * 80, i / 10 * 80);
+            let face = |p: &RgbaImage| imageops::crop_imm(p, x, y, 80, 80).to_image();
+            difference(&face(&before), &face(&last)) > 0.5
+        })
+        .count();
+    assert!(changed >= found.min(50), "{changed} of {found}");
+}
+
+#[test]
+fn after_a_cut_in_the_clip_the_face_does_not_jump() {
+    let folder = Folder::new();
+    let shot = |name: &str, at: (i64, i64)| {
+        let face = picture(format!("assets/{name}.jpg"));
+        let face = imageops::resize(&face, 300, 380, imageops::FilterType::Triangle);
+        let mut frame = RgbaImage::from_pixel(960, 540, Rgba([120, 124, 128, 255]));
+        imageops::overlay(&mut frame, &face, at.0, at.1);
+        frame
+    };
+    let shots = [
+        shot("mona-lisa", (20, 60)),
+        shot("rembrandt-self-portrait", (620, 120)),
+    ];
+    std::fs::create_dir(folder.path("clip")).unwrap();
+    for i in 0..6 {
+        let name = folder.path(&format!("clip/{i:03}.png"));
+        shots[i / 3].save(name).unwrap();
+    }
+    let out = folder.path("out/%02d.png");
+    let clip = folder.path("clip");
+    works(&animate(PHOTO, &clip, &out, &["--crop", CROP]));
+    let frame = |i: usize| picture(out.replace("%02d", &format!("{i:02}")));
+    let jump = difference(&frame(3), &frame(4));
+    assert!(jump < 0.3, "the face jumps by {jump}");
+    works(&animate(
+        PHOTO,
+        &clip,
+        &out,
+        &["--crop", CROP, "--absolute"],
+    ));
+    let jump = difference(&frame(3), &frame(4));
+    assert!(jump > 1.0, "these are different poses: {jump}");
+}
+
+/// The configuration of the recorded networks.
+fn tiny_config(folder: &Folder, mobile: bool) -> String {
+    let path = folder.path("tiny.yaml");
+    let text = format!(
+        "model_params:\n  common_params: {{num_kp: 10, num_channels: 3, estimate_jacobian: true, mobile_net: {mobile}}}\n  \
+         kp_detector_params: {{temperature: 0.1, block_expansion: 8, max_features: 64, scale_factor: 0.25, num_blocks: 5}}\n  \
+         generator_params:\n    block_expansion: 8\n    max_features: 64\n    num_down_blocks: 2\n    \
+         num_bottleneck_blocks: 6\n    estimate_occlusion_map: true\n    dense_motion_params: {{block_expansion: 8, \
+         max_features: 64, num_blocks: 5, scale_factor: 0.25}}\n"
+    );
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// Weights of GPEN for pictures of `size`, with few features.
+fn restorer(folder: &Folder, size: usize) -> String {
+    let shape = gpen::Shape {
+        widths: vec![16; size.ilog2() as usize - 1],
+        style: 16,
+        mapping: 2,
+    };
+    let tensors = procedural::gpen(&shape, "test").unwrap();
+    let path = folder.path(&format!("gpen-{size}.safetensors"));
+    checkpoint::save_lean(Path::new(&path), &tensors, "{}", "gpen", false).unwrap();
+    path
+}
+
 #[test]
 fn json_tells_frames_seconds_memory_device_and_outputs() {
     let folder = Folder::new();
@@ -372,16 +589,7 @@ fn each_driver_moves_the_face_it_is_given() {
 #[test]
 fn weights_of_every_form_import_to_half_the_size() {
     let folder = Folder::new();
-    let config = folder.path("tiny.yaml");
-    std::fs::write(
-        &config,
-        "model_params:\n  common_params: {num_kp: 10, num_channels: 3, estimate_jacobian: true}\n  \
-         kp_detector_params: {temperature: 0.1, block_expansion: 8, max_features: 64, scale_factor: 0.25, num_blocks: 5}\n  \
-         generator_params:\n    block_expansion: 8\n    max_features: 64\n    num_down_blocks: 2\n    \
-         num_bottleneck_blocks: 6\n    estimate_occlusion_map: true\n    dense_motion_params: {block_expansion: 8, \
-         max_features: 64, num_blocks: 5, scale_factor: 0.25}\n",
-    )
-    .unwrap();
+    let config = tiny_config(&folder, false);
     let clip = folder.clip(1);
     for file in [
         "vox_tiny.pdparams",

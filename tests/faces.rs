@@ -151,21 +151,28 @@ fn a_face_is_followed_found_again_after_a_cut_and_missed_when_gone() {
     assert!(first.found);
     let still = tracker.follow(&frame(103, 101));
     assert_eq!(still, first, "a small movement moves the crop");
+    assert!(!first.cut);
     let mut last = still;
     for step in 1..=40 {
         last = tracker.follow(&frame(100 + 8 * step, 100 + step));
-        assert!(last.found, "step {step}");
+        assert!(last.found && !last.cut, "step {step}");
     }
     let moved = last.crop.x1 - first.crop.x1;
     assert!((280..=330).contains(&moved), "{moved}");
     // A cut to elsewhere is followed at once.
     let cut = tracker.follow(&frame(20, 200));
     assert!(
-        cut.found && (cut.crop.x1 - first.crop.x1).abs() < 100,
+        cut.found && cut.cut && (cut.crop.x1 - first.crop.x1).abs() < 100,
         "{cut:?}"
     );
     let gone = tracker.follow(&RgbaImage::from_pixel(960, 540, GREY));
     assert_eq!((gone.found, gone.crop), (false, cut.crop));
+    // Who comes back is no cut.
+    let mut back = gone;
+    for _ in 0..12 {
+        back = tracker.follow(&frame(500, 100));
+    }
+    assert!(back.found && !back.cut);
 }
 
 #[test]

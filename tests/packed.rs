@@ -16,7 +16,10 @@ use mimic::animate::pictures;
 use mimic::frame::Prediction;
 use mimic::model::face_detector::OUTPUTS;
 use mimic::model::packed::{self, Engine};
-use mimic::model::{FaceDetector, Keypoints, ModelConfig, Networks, procedural};
+use mimic::model::{
+    FaceDetector, Gfpgan, Gpen, Keypoints, ModelConfig, Networks, S3fd, gfpgan, gpen, procedural,
+    s3fd,
+};
 use mimic::ops::simd::Isa;
 use mimic::ops::threads::Workers;
 
@@ -65,6 +68,121 @@ fn the_embedded_model_is_the_same_packed() {
         "kp_norm",
         "driving",
     );
+}
+
+#[test]
+fn gpen_is_the_same_packed() {
+    // Widths that fill no block, one and several.
+    let shape = gpen::Shape {
+        widths: vec![40, 24, 33, 16, 8],
+        style: 20,
+        mapping: 2,
+    };
+    let weights = procedural::gpen(&shape, "gpen").unwrap();
+    let network = Gpen::new(&shape, &weights, &Device::Cpu).unwrap();
+    let (picture, input) = a_face(shape.size());
+    let wanted = network.forward(&input).unwrap();
+    for isa in Isa::available() {
+        let workers = Workers::with_isa(2, isa).unwrap();
+        let mut packed = packed::Gpen::new(&shape, &weights, workers).unwrap();
+        // The second time buffers hold what is left of the first.
+        for _ in 0..2 {
+            same_face(isa.name(), packed.run(&picture), &wanted);
+        }
+    }
+}
+
+#[test]
+fn gfpgan_is_the_same_packed() {
+    let shape = gfpgan::Shape {
+        widths: vec![32, 16, 48, 32, 16],
+        style: 20,
+    };
+    let weights = procedural::gfpgan(&shape, "gfpgan").unwrap();
+    let network = Gfpgan::new(&shape, &weights, &Device::Cpu).unwrap();
+    let (picture, input) = a_face(shape.size());
+    let wanted = network.forward(&input).unwrap();
+    for isa in Isa::available() {
+        let workers = Workers::with_isa(2, isa).unwrap();
+        let mut packed = packed::Gfpgan::new(&shape, &weights, workers).unwrap();
+        for _ in 0..2 {
+            same_face(isa.name(), packed.run(&picture), &wanted);
+        }
+    }
+}
+
+#[test]
+fn s3fd_is_the_same_packed() {
+    let weights = procedural::s3fd("s3fd").unwrap();
+    let vb = VarBuilder::from_tensors(
+        weights.clone().into_iter().collect(),
+        DType::F32,
+        &Device::Cpu,
+    );
+    let network = S3fd::new(vb).unwrap();
+    let workers = Workers::new(2).unwrap();
+    let mut packed = packed::S3fd::new(&weights, workers).unwrap();
+    // Odd sides: halvings leave rows and columns out.
+    for (width, height) in [(171, 98), (32, 32), (64, 130)] {
+        let picture = RgbaImage::from_fn(width, height, |x, y| {
+            let level = |step: u32| (x * step + y * (step + 4) * (1 + x / 40)) as u8;
+            image::Rgba([level(3), level(5), level(9), 255])
+        });
+        let plane = (width * height) as usize;
+        let mut values = vec![0f32; 3 * plane];
+        for (i, pixel) in picture.pixels().enumerate() {
+            for c in 0..3 {
+                values[c * plane + i] = f32::from(pixel.0[2 - c]) - s3fd::MEAN_BGR[c];
+            }
+        }
+        let shape = (1, 3, height as usize, width as usize);
+        let input = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+        let wanted = network.forward(&input).unwrap();
+        let scales = packed.run(&picture, width as usize, height as usize);
+        assert_eq!(scales.len(), wanted.len());
+        let mut comparison = Comparison::default();
+        for (i, (cells, wanted)) in scales.iter().zip(&wanted).enumerate() {
+            let values = s3fd::classes(i);
+            let none = |cell: &[f32]| cell.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let plane = |value: &dyn Fn(&[f32; 16]) -> f32| -> Vec<f32> {
+                cells.values.iter().map(value).collect()
+            };
+            let mut classes = plane(&|cell| none(&cell[..values - 1]));
+            classes.extend(plane(&|cell| cell[values - 1]));
+            let boxes: Vec<f32> = (0..4)
+                .flat_map(|b| plane(&|cell| cell[values + b]))
+                .collect();
+            for (what, made, wanted) in [
+                ("classes", classes, &wanted.classes),
+                ("boxes", boxes, &wanted.boxes),
+            ] {
+                let made = Tensor::from_vec(made, wanted.shape(), &Device::Cpu).unwrap();
+                let largest = wanted.abs().unwrap().max_all().unwrap();
+                let limit = 1e-3 * f64::from(largest.to_scalar::<f32>().unwrap());
+                let name = format!("{width}x{height}/{} {what}", cells.stride);
+                comparison.add(&name, &made, wanted, limit, limit);
+            }
+        }
+        comparison.judge();
+    }
+}
+
+/// A picture for the restorers, flat and as candle takes it.
+fn a_face(side: usize) -> (Vec<f32>, Tensor) {
+    let picture: Vec<f32> = (0..3 * side * side)
+        .map(|i| (i as f32 * 0.37).sin() * (i as f32 * 0.011).cos())
+        .collect();
+    let input = Tensor::from_slice(&picture, (1, 3, side, side), &Device::Cpu).unwrap();
+    (picture, input)
+}
+
+fn same_face(name: &str, made: Vec<f32>, wanted: &Tensor) {
+    let largest = wanted.abs().unwrap().max_all().unwrap();
+    let limit = 1e-4 * f64::from(largest.to_scalar::<f32>().unwrap());
+    let made = Tensor::from_vec(made, wanted.shape(), &Device::Cpu).unwrap();
+    let mut comparison = Comparison::default();
+    comparison.add(name, &made, wanted, limit, limit);
+    comparison.judge();
 }
 
 #[test]

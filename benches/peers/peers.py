@@ -31,6 +31,7 @@ import onnxruntime
 import torch
 
 import check
+import faces
 import networks
 from presets import PRESETS
 
@@ -54,6 +55,16 @@ def main():
             print(f"{name}, {engine}, photo {photo}: median {row['median_s']:.3f} s, min {row['min_s']:.3f} s", file=sys.stderr)
             del run
             gc.collect()
+    for name in faces.FACES if args.faces else []:
+        net, picture = faces.build(name)
+        kind = torch.channels_last
+        for layout, memory in (("", torch.contiguous_format), (", channels last", kind)):
+            run = eager(net.to(memory_format=memory), (picture.contiguous(memory_format=memory),))
+            row = {"network": name, "engine": f"PyTorch f32{layout}", "photo": COMES, **measure(run, args, 1, 5)}
+            rows.append(row)
+            print(f"{name}, {row['engine']}: median {row['median_s']:.3f} s, min {row['min_s']:.3f} s", file=sys.stderr)
+        del net
+        gc.collect()
 
     report = {
         "date": date.today().isoformat(),
@@ -74,7 +85,8 @@ def arguments():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--frames", type=int, default=30, help="timed frames for each row, at least 20 for a number to quote")
     parser.add_argument("--warm-up", type=int, default=5)
-    parser.add_argument("--networks", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--networks", nargs="*", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--faces", action="store_true", help="face detector and restorers too, seconds each")
     parser.add_argument("--compile", action="store_true", help="torch.compile too (needs a C++ compiler and some minutes)")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast even where the CPU has no unit for it")
     parser.add_argument("--weights", type=Path, default=EMBEDDED, help="of mimic-small; the others' are made up")
@@ -157,11 +169,11 @@ def onnx_runtime(net, forward, inputs, threads):
     return lambda: session.run(None, feeds)
 
 
-def measure(run, args):
-    for _ in range(args.warm_up):
+def measure(run, args, warm_up=1000, frames=1000):
+    for _ in range(min(args.warm_up, warm_up)):
         run()
     seconds = []
-    for _ in range(args.frames):
+    for _ in range(min(args.frames, frames)):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
@@ -183,10 +195,10 @@ def machine():
 def table(report):
     """Seconds a frame in Markdown: a row for each engine and way, fastest first, a column for each network."""
     rows = report["rows"]
-    columns = [name for name in PRESETS if any(row["network"] == name for row in rows)]
+    columns = [name for name in [*PRESETS, *faces.FACES] if any(row["network"] == name for row in rows)]
     cells = {(row["engine"], row["photo"], row["network"]): row for row in rows}
     lines = list(dict.fromkeys((row["engine"], row["photo"]) for row in rows))
-    lines.sort(key=lambda line: next(cells[*line, c]["median_s"] for c in columns if (*line, c) in cells))
+    lines.sort(key=lambda line: next((cells[*line, c]["median_s"] for c in columns if (*line, c) in cells), 0))
 
     def cell(row):
         return f"{row['median_s']:.3f} ({row['min_s']:.3f})" if row else ""

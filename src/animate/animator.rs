@@ -2,7 +2,7 @@
 
 use image::RgbaImage;
 
-use super::motion::{MotionOptions, normalise, normalised_distance};
+use super::motion::{MotionOptions, carried_over, normalise, normalised_distance};
 use crate::frame::Prediction;
 use crate::model::Keypoints;
 use crate::model::packed::{Engine, Source};
@@ -92,6 +92,34 @@ impl Animator {
     pub fn driver_appeared(&mut self) {
         if matches!(self.reference, Reference::First(_)) {
             self.reference = Reference::Next;
+        }
+    }
+
+    /// There was a cut: motion goes on from where it was, see [`carried_over`]. `before` is each driver's pose
+    /// when it was last seen, `after` the present one.
+    pub fn cut(&mut self, before: &[Keypoints], after: &[Keypoints]) {
+        let drivers = &self.drivers;
+        let of = |all: &[Keypoints], driver: usize| all.get(driver).or(all.first()).cloned();
+        let carry = |reference: Option<Keypoints>, driver: usize| {
+            let (before, after) = (of(before, driver)?, of(after, driver)?);
+            Some(carried_over(&reference?, &before, &after))
+        };
+        match &mut self.reference {
+            Reference::Next => {}
+            Reference::First(frames) | Reference::Given(frames) => {
+                let carried = (0..after.len()).map(|driver| carry(of(frames, driver), driver));
+                if let Some(carried) = carried.collect() {
+                    *frames = carried;
+                }
+            }
+            Reference::Best(frames) => {
+                for (face, frame) in frames.iter_mut().enumerate() {
+                    let driver = drivers.get(face).copied().unwrap_or(0);
+                    if let Some(carried) = carry(Some(frame.clone()), driver) {
+                        *frame = carried;
+                    }
+                }
+            }
         }
     }
 

@@ -77,6 +77,38 @@ pub fn between(a: &Keypoints, b: &Keypoints, way: f32) -> Keypoints {
     }
 }
 
+/// The reference from which motion goes on after a cut: with it `after` is the pose that `before`, the last
+/// one before the cut, was with `reference`. What the driver did between the two nobody has seen, and
+/// another shot looks at another face, or at the same one differently.
+pub fn carried_over(reference: &Keypoints, before: &Keypoints, after: &Keypoints) -> Keypoints {
+    let value = reference
+        .value
+        .iter()
+        .zip(before.value.iter().zip(&after.value))
+        .map(|(reference, (before, after))| {
+            [0, 1].map(|axis| after[axis] - before[axis] + reference[axis])
+        })
+        .collect();
+    let jacobian = match (&reference.jacobian, &before.jacobian, &after.jacobian) {
+        (Some(reference), Some(before), Some(after)) => Some(
+            reference
+                .iter()
+                .zip(before.iter().zip(after))
+                .map(
+                    |(reference, (before, after))| match inverse(widen(*before)) {
+                        Some(undone) => {
+                            narrow(product(product(widen(*reference), undone), widen(*after)))
+                        }
+                        None => *reference,
+                    },
+                )
+                .collect(),
+        ),
+        _ => reference.jacobian.clone(),
+    };
+    Keypoints { value, jacobian }
+}
+
 fn relative(
     source: &Keypoints,
     driving: &Keypoints,
@@ -222,6 +254,19 @@ mod tests {
     };
 
     proptest! {
+        #[test]
+        fn after_a_cut_motion_goes_on_from_where_it_was(
+            source in keypoints(), reference in keypoints(), before in keypoints(), after in keypoints(),
+        ) {
+            let carried = carried_over(&reference, &before, &after);
+            let was = normalise(&source, &before, &reference, RELATIVE);
+            let is = normalise(&source, &after, &carried, RELATIVE);
+            prop_assert!(distance(&was, &is) < 1e-4, "{}", distance(&was, &is));
+            // Without a cut nothing changes.
+            let same = carried_over(&reference, &before, &before);
+            prop_assert!(distance(&same, &reference) < 1e-4);
+        }
+
         #[test]
         fn a_driver_that_has_not_moved_leaves_the_photo(source in keypoints(), driving in keypoints()) {
             for options in [RELATIVE, ADAPTED] {

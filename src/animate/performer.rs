@@ -6,7 +6,7 @@
 //! when it is found again. Time is given, never asked for: the same frames at the same times make the
 //! same motion.
 
-use super::motion::{MotionOptions, between, normalise, normalised_distance};
+use super::motion::{MotionOptions, between, carried_over, normalise, normalised_distance};
 use super::smooth::Smoother;
 use crate::model::Keypoints;
 
@@ -119,6 +119,17 @@ impl Performer {
         for (face, calibration) in photo.iter().zip(&mut self.faces) {
             calibration.change(&driving, normalised_distance(face, &driving), at);
         }
+    }
+
+    /// There was a cut, after which the driver is as given: motion goes on from where it was.
+    pub fn cut(&mut self, after: &Keypoints) {
+        if let Some(before) = &self.driving {
+            for calibration in &mut self.faces {
+                calibration.reference = carried_over(&calibration.reference, before, after);
+                calibration.fading = None;
+            }
+        }
+        self.smoother.restart();
     }
 
     /// Forgets the references: another driver, or another photo.
@@ -277,6 +288,20 @@ mod tests {
         }
         let back = performer.perform(&[&photo], Some(face(0.4, 0.0)), &OPTIONS, 1.6);
         assert!((nose(&back) - nose(&moved)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn after_a_cut_the_face_goes_on_from_where_it_was() {
+        let photo = face(0.1, 0.0);
+        let mut performer = Performer::default();
+        performer.perform(&[&photo], Some(face(0.1, 0.0)), &OPTIONS, 0.0);
+        let before = performer.perform(&[&photo], Some(face(0.3, 0.0)), &OPTIONS, 0.1);
+        // Another shot: the driver looks elsewhere, from elsewhere.
+        performer.cut(&face(-0.4, 0.2));
+        let after = performer.perform(&[&photo], Some(face(-0.4, 0.2)), &OPTIONS, 0.2);
+        assert!((nose(&before) - nose(&after)).abs() < 1e-6);
+        let later = performer.perform(&[&photo], Some(face(-0.3, 0.2)), &OPTIONS, 0.3);
+        assert!((nose(&later) - nose(&after) - 0.1).abs() < 1e-6);
     }
 
     #[test]

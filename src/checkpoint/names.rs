@@ -16,12 +16,19 @@ use super::state_dict::Entry;
 /// The networks of an animation model, as the keys at the top of a checkpoint.
 const NETWORKS: [&str; 2] = ["generator.", "kp_detector."];
 
+/// The encoder that GPEN has beside its generator.
+const GPEN: &str = "ecd0.";
+
+/// What BasicSR puts its networks under, the better set first.
+const WRAPPERS: [&str; 2] = ["params_ema.", "params."];
+
 /// Picks the weights among a file's entries, names them and copies them out; also returns how many
 /// entries were left behind.
 ///
 /// When the file has the animation networks, everything else at its top is left: discriminators,
 /// optimisers, epochs, and the training wrapper that PaddleGAN saves as well. A file without them
-/// (another network's plain state dictionary) keeps all its tensors but an optimiser's.
+/// (another network's state dictionary, plain or as BasicSR wraps it) keeps all its tensors but an
+/// optimiser's; of BasicSR's two sets the averaged one.
 pub(super) fn select<'a, F>(
     entries: Vec<Entry<'a>>,
     mut decoder: Decoder<F>,
@@ -35,8 +42,22 @@ where
         .filter_map(|(path, tensor)| Some((rename(&path)?, tensor?)))
         .collect();
     let in_network = |name: &str| NETWORKS.iter().any(|network| name.starts_with(network));
-    if kept.iter().any(|(name, _)| in_network(name)) {
+    // GPEN has a generator too, but nothing beside it that could be left.
+    if kept.iter().any(|(name, _)| in_network(name))
+        && !kept.iter().any(|(name, _)| name.starts_with(GPEN))
+    {
         kept.retain(|(name, _)| in_network(name));
+    }
+    for wrapper in WRAPPERS {
+        if kept.iter().any(|(name, _)| name.starts_with(wrapper)) {
+            kept.retain_mut(|(name, _)| match name.strip_prefix(wrapper) {
+                Some(inside) => {
+                    *name = inside.to_owned();
+                    true
+                }
+                None => false,
+            });
+        }
     }
 
     let skipped = total - kept.len();

@@ -324,6 +324,13 @@ impl Store {
         }
     }
 
+    /// The file of the first of some models that is here.
+    pub fn first_here(&self, names: &[&str]) -> Option<PathBuf> {
+        let models = names.iter().filter_map(|name| self.manifest.model(name));
+        let mut here = models.filter(|model| self.has(model));
+        here.next().map(|model| self.path(model))
+    }
+
     /// What is remembered of a model.
     ///
     /// # Errors

@@ -15,9 +15,10 @@ use crate::frame::Prediction;
 use crate::geometry::Rect;
 use crate::gpu::{Choice, PasteSettings};
 use crate::model::config::PRESETS;
-use crate::model::packed::Engine;
+use crate::model::packed::{self, Engine};
+use crate::model::{gfpgan, gpen, procedural};
 use crate::ops::simd::Isa;
-use crate::ops::threads::Record;
+use crate::ops::threads::{Record, Workers};
 use crate::pipeline::offline::{self, Faces, Job, ReferenceFrame, Report, Window};
 use crate::settings::Driver;
 use crate::ui::{self, Start};
@@ -39,6 +40,9 @@ pub(super) struct Args {
     /// What the networks multiply; repeatable [default: f32, and bf16 where the processor has it]
     #[arg(long, value_enum)]
     precision: Vec<Exactness>,
+    /// The face detector and the face restorers too, of the sizes that PaddleGAN and GFPGAN publish
+    #[arg(long, conflicts_with = "window")]
+    faces: bool,
     /// A table of every layer: milliseconds, and GFLOP/s of the layer as defined
     #[arg(long)]
     layers: bool,
@@ -73,6 +77,8 @@ const CROP: Rect = Rect {
 const CLIP: &str = "assets/driver.mp4";
 /// How often.
 const RUNS: usize = 3;
+/// Most runs of what takes a second and more.
+const FACES: u32 = 5;
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if args.window {
@@ -115,8 +121,69 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             }
         }
     }
+    if args.faces {
+        faces(&mut table, args, threads)?;
+    }
     table.finish(threads);
     Ok(())
+}
+
+/// What is done to whole faces, with weights that mean nothing: S3FD on a photo whose longer side is 1280,
+/// GPEN and GFPGAN on 512 pixels.
+fn faces(table: &mut Table, args: &Args, threads: usize) -> Result<(), Failure> {
+    let workers = || Workers::new(threads);
+    let label = format!("mimic f32 ({})", Isa::detected().name());
+    let wrong = |error| Failure::Job(format!("the weights for measuring: {error}"));
+    let picture = pictures(1280)[0][..1280 * 960 * 4].to_vec();
+    let tensors = procedural::s3fd("s3fd").map_err(wrong)?;
+    let mut network = packed::S3fd::new(&tensors, workers()?).map_err(wrong)?;
+    let found = seconds(args, || {
+        network.run(&picture, 1280, 960);
+    });
+    table.add("s3fd-1280", &label, "each frame", &found, json!({}));
+    drop((network, tensors));
+
+    let planar: Vec<f32> = (0..3 * 512 * 512)
+        .map(|i| (i as f32 * 0.01).sin())
+        .collect();
+    let shape = gpen::Shape::published(512);
+    let tensors = procedural::gpen(&shape, "gpen512").map_err(wrong)?;
+    let mut network = packed::Gpen::new(&shape, &tensors, workers()?).map_err(wrong)?;
+    let restored = seconds(args, || {
+        network.run(&planar);
+    });
+    table.add("gpen-512", &label, "each frame", &restored, json!({}));
+    if args.layers {
+        network.workers().meter.switch(true);
+        network.run(&planar);
+        network.workers().meter.switch(false);
+        table.layers("gpen-512", &label, network.workers().meter.take());
+    }
+    drop((network, tensors));
+
+    let shape = gfpgan::Shape::published(512);
+    let tensors = procedural::gfpgan(&shape, "gfpgan512").map_err(wrong)?;
+    let mut network = packed::Gfpgan::new(&shape, &tensors, workers()?).map_err(wrong)?;
+    let restored = seconds(args, || {
+        network.run(&planar);
+    });
+    table.add("gfpgan-512", &label, "each frame", &restored, json!({}));
+    Ok(())
+}
+
+/// Seconds of each run, sorted: a few, since each takes long.
+fn seconds(args: &Args, mut run: impl FnMut()) -> Vec<f64> {
+    let mut seconds = Vec::new();
+    let (warm_up, frames) = (args.warm_up.min(1), args.frames.min(FACES));
+    for i in 0..warm_up + frames {
+        let start = Instant::now();
+        run();
+        if i >= warm_up {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    seconds
 }
 
 /// The rows, printed as they come or at the end as JSON.
@@ -248,6 +315,7 @@ fn end_to_end(table: &mut Table, engine: Engine, label: &str) -> Result<(), Fail
         paste: PasteSettings::default(),
         ratios: Vec::new(),
         smoothing: 0.0,
+        enhancement: None,
         compositor: Choice::Auto,
         batch: 4,
     };

@@ -1,12 +1,11 @@
 //! `mimic faces`: the faces that a detector finds in a photo, with their numbers.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use serde_json::json;
 
 use super::{Failure, weights};
-use crate::checkpoint::store::Store;
 use crate::faces::{Detector, DetectorChoice};
 use crate::media;
 
@@ -57,15 +56,7 @@ impl DetectorArgs {
         match (self.face_detector, &self.detector_weights) {
             (Name::Mimic, _) | (Name::Auto, None) => Ok(None),
             (_, Some(given)) => weights::find(given).map(Some),
-            (Name::S3fd, None) => {
-                let store = Store::of_environment()?;
-                let here = |name| store.model(name).is_ok_and(|model| store.has(model));
-                let name = match here("s3fd-paddle") && !here("s3fd") {
-                    true => "s3fd-paddle",
-                    false => "s3fd",
-                };
-                weights::find(Path::new(name)).map(Some)
-            }
+            (Name::S3fd, None) => weights::find_any(&["s3fd", "s3fd-paddle"]).map(Some),
         }
     }
 }

@@ -127,6 +127,16 @@ pub(super) fn find(given: &Path) -> Result<PathBuf, Failure> {
     Ok(offer(given)??)
 }
 
+/// The first of some models that is here; else the first is asked for as by [`find`].
+pub(super) fn find_any(names: &[&str]) -> Result<PathBuf, Failure> {
+    let store = Store::of_environment()?;
+    match (store.first_here(names), names) {
+        (Some(path), _) => Ok(path),
+        (None, [first, ..]) => find(Path::new(first)),
+        (None, []) => Err(Failure::Usage("no model fits".to_owned())),
+    }
+}
+
 /// As [`find`]; who does without a model that is not here gets it in the inner error.
 pub(super) fn offer(given: &Path) -> Result<Result<PathBuf, NotHere>, Failure> {
     match checkpoint::find(given) {

@@ -44,6 +44,8 @@ pub struct Tracked {
     pub crop: Rect,
     /// Whether the face is in this picture.
     pub found: bool,
+    /// Whether it was in the picture before too, but elsewhere: there was a cut, and the crop is a new one.
+    pub cut: bool,
 }
 
 /// Follows one face, or several.
@@ -96,8 +98,14 @@ impl Tracker {
         self.tracked.clear();
         if self.trails.is_empty() {
             let crop = middle(width, height);
-            self.tracked
-                .resize(self.drivers, Tracked { crop, found: false });
+            self.tracked.resize(
+                self.drivers,
+                Tracked {
+                    crop,
+                    found: false,
+                    cut: false,
+                },
+            );
         }
         self.tracked
             .extend(self.trails.iter().map(|trail| trail.tracked(width, height)));
@@ -113,6 +121,7 @@ impl Tracker {
     fn look(&mut self, picture: &RgbaImage) -> Result<(), Error> {
         let seen = self.trails.len() == self.drivers;
         for trail in &mut self.trails {
+            (trail.before, trail.cut) = (trail.found, false);
             if trail.found {
                 let near = trail.near(picture.width(), picture.height());
                 let found = self.network.detect_in(picture, near, NEAR_PIXELS)?;
@@ -156,7 +165,9 @@ impl Tracker {
                     .total_cmp(&trail.distance(faces[b]))
             });
             if let Some(nearest) = nearest {
+                let cut = trail.before;
                 *trail = Trail::start(faces.swap_remove(nearest));
+                trail.cut = cut;
             }
         }
         Ok(())
@@ -173,6 +184,9 @@ struct Trail {
     y: f64,
     length: f64,
     found: bool,
+    /// Whether it was found in the picture before.
+    before: bool,
+    cut: bool,
 }
 
 impl Trail {
@@ -184,6 +198,8 @@ impl Trail {
             y: face[1],
             length: longer(face),
             found: true,
+            before: false,
+            cut: false,
         }
     }
 
@@ -226,6 +242,7 @@ impl Trail {
         Tracked {
             crop: square_crop(face, width, height).unwrap_or_else(|_| middle(width, height)),
             found: self.found,
+            cut: self.cut,
         }
     }
 }

@@ -17,6 +17,7 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::config::ModelConfig;
+use super::{gfpgan, gpen};
 
 /// Every tensor of [`ModelConfig::expected_tensors`] in f32 on the CPU. `prefix` and a dot come
 /// before each name: other prefixes, other weights.
@@ -46,6 +47,42 @@ pub fn s3fd(prefix: &str) -> Result<BTreeMap<String, Tensor>> {
             Ok((name, Tensor::from_vec(values, shape, &Device::Cpu)?))
         })
         .collect()
+}
+
+/// Every tensor of a [`gpen::Shape`], as [`tensors`].
+pub fn gpen(shape: &gpen::Shape, prefix: &str) -> Result<BTreeMap<String, Tensor>> {
+    restorer(shape.expected_tensors(), |name, dims| {
+        // The formula is about Paddle's layout: linear weights are (in, out).
+        let turned: Vec<usize> = match dims {
+            [first, second] => vec![*second, *first],
+            _ => dims.to_vec(),
+        };
+        let values = fill(prefix, name, &turned, gpen_value_of);
+        let tensor = Tensor::from_vec(values, turned, &Device::Cpu)?;
+        match dims.len() {
+            2 => tensor.t()?.contiguous(),
+            _ => Ok(tensor),
+        }
+    })
+}
+
+/// Every tensor of a [`gfpgan::Shape`], as [`tensors`].
+pub fn gfpgan(shape: &gfpgan::Shape, prefix: &str) -> Result<BTreeMap<String, Tensor>> {
+    restorer(shape.expected_tensors(), |name, dims| {
+        let values = fill(prefix, name, dims, gfpgan_value_of);
+        Tensor::from_vec(values, dims, &Device::Cpu)
+    })
+}
+
+fn restorer(
+    expected: BTreeMap<String, Vec<usize>>,
+    make: impl Fn(&str, &[usize]) -> Result<Tensor>,
+) -> Result<BTreeMap<String, Tensor>> {
+    let named = expected.into_iter().map(|(name, dims)| {
+        let tensor = make(&name, &dims)?;
+        Ok((name, tensor))
+    });
+    named.collect()
 }
 
 fn is_last_jacobian_bias(name: &str, mobile: bool) -> bool {
@@ -98,6 +135,25 @@ fn s3fd_value_of(name: &str, rank: usize, fan_in: usize, v: f64) -> f64 {
         _ => return value_of(name, rank, fan_in, v),
     };
     length * (1.0 + 0.1 * v)
+}
+
+fn gpen_value_of(name: &str, rank: usize, _: usize, v: f64) -> f64 {
+    match name.rsplit('.').next() {
+        Some("weight" | "input") if rank > 1 => 1.7 * v,
+        Some("bias") if name.ends_with("modulation.bias") => 1.0 + 0.1 * v,
+        _ => 0.1 * v,
+    }
+}
+
+fn gfpgan_value_of(name: &str, rank: usize, fan_in: usize, v: f64) -> f64 {
+    match name.rsplit('.').next() {
+        // (1, out, in, k, k), of which there is always a length to be divided by but for the last layer's.
+        Some("weight") if rank == 5 || name.contains("constant_input") => v,
+        Some("weight") if rank > 1 => v * (3.0 / fan_in as f64).sqrt() * 0.8,
+        Some(noise) if noise.starts_with("noise") => 1.7 * v,
+        _ if name.ends_with("modulation.bias") => 1.0 + 0.1 * v,
+        _ => 0.1 * v,
+    }
 }
 
 fn fnv1a64(text: &str) -> u64 {

@@ -17,7 +17,7 @@ pub const SCALES: usize = 6;
 pub const MEAN_BGR: [f32; 3] = [104.0, 117.0, 123.0];
 
 /// The trunk: name, features out, kernel, padding, stride. What goes in is what came out before.
-const TRUNK: [(&str, usize, usize, usize, usize); 19] = [
+pub(super) const TRUNK: [(&str, usize, usize, usize, usize); 19] = [
     ("conv1_1", 64, 3, 1, 1),
     ("conv1_2", 64, 3, 1, 1),
     ("conv2_1", 128, 3, 1, 1),
@@ -40,10 +40,10 @@ const TRUNK: [(&str, usize, usize, usize, usize); 19] = [
 ];
 
 /// After these the map is halved.
-const POOLED: [&str; 5] = ["conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3"];
+pub(super) const POOLED: [&str; 5] = ["conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3"];
 
 /// Where the heads read, and what their names begin with.
-const HEADS: [(&str, &str); SCALES] = [
+pub(super) const HEADS: [(&str, &str); SCALES] = [
     ("conv3_3", "conv3_3_norm"),
     ("conv4_3", "conv4_3_norm"),
     ("conv5_3", "conv5_3_norm"),
@@ -53,7 +53,7 @@ const HEADS: [(&str, &str); SCALES] = [
 ];
 
 /// Scales whose features are divided by their length first.
-const NORMED: usize = 3;
+pub(super) const NORMED: usize = 3;
 
 /// The first head says in three ways that there is no face; the largest counts.
 const FIRST_HEAD_CLASSES: usize = 4;
@@ -196,6 +196,7 @@ impl Head {
     }
 }
 
-fn classes(scale: usize) -> usize {
+/// How many of a cell's values say whether there is a face; the last is for one.
+pub fn classes(scale: usize) -> usize {
     if scale == 0 { FIRST_HEAD_CLASSES } else { 2 }
 }

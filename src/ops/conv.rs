@@ -28,6 +28,21 @@ pub struct Epilogue<'a> {
     pub activated: Option<Activated<'a>>,
     /// Store the means of 2x2 instead.
     pub pool: bool,
+    /// In place of bias and activation: what a style asks for.
+    pub styled: Option<Styled<'a>>,
+}
+
+/// Below zero, what is left of a styled convolution's sums.
+pub const LEAK: f32 = 0.2;
+
+/// `after * leaky(scale * sum + bias)`, each one value for each padded output channel; `leaky` leaves
+/// [`LEAK`] of what is below zero.
+#[derive(Clone, Copy, Debug)]
+pub struct Styled<'a> {
+    /// What sums are multiplied by.
+    pub scale: &'a [f32],
+    /// What the next layer wants its input multiplied by.
+    pub after: &'a [f32],
 }
 
 /// See [`Epilogue::activated`].
@@ -224,6 +239,8 @@ pub(crate) struct Sink {
     activated: *mut f32,
     scale: *const f32,
     shift: *const f32,
+    styled: *const f32,
+    after: *const f32,
 }
 
 // SAFETY: jobs write disjoint pixels or channels of the output, and only read the rest.
@@ -256,6 +273,13 @@ impl Sink {
             }
             None => (std::ptr::null(), std::ptr::null(), std::ptr::null_mut()),
         };
+        let (styled, after) = match epilogue.styled {
+            Some(styled) => {
+                assert!(styled.scale.len() >= channels && styled.after.len() >= channels);
+                (styled.scale.as_ptr(), styled.after.as_ptr())
+            }
+            None => (std::ptr::null(), std::ptr::null()),
+        };
         Self {
             size,
             output: output.as_mut_ptr(),
@@ -265,6 +289,8 @@ impl Sink {
             activated,
             scale,
             shift,
+            styled,
+            after,
         }
     }
 
@@ -273,6 +299,12 @@ impl Sink {
     pub(crate) unsafe fn activate<S: Simd>(&self, lane: usize, sum: S::V) -> S::V {
         // SAFETY: `lane` is a vector of the output's channels, says the caller.
         unsafe {
+            if !self.styled.is_null() {
+                let bias = S::load(self.bias.add(lane));
+                let value = S::fma(sum, S::load(self.styled.add(lane)), bias);
+                let value = S::max(value, S::mul(value, S::splat(LEAK)));
+                return S::mul(value, S::load(self.after.add(lane)));
+            }
             let value = S::add(sum, S::load(self.bias.add(lane)));
             if self.relu {
                 S::max(value, S::splat(0.0))
@@ -413,7 +445,7 @@ mod tests {
             let epilogue = Epilogue {
                 residual: true,
                 activated,
-                pool: false,
+                ..Epilogue::default()
             };
             conv.run(&workers, &packed, *size, &mut out, epilogue);
             let doubled: Vec<f32> = wanted.iter().map(|v| v * 2.0).collect();
@@ -430,6 +462,34 @@ mod tests {
                 &moved,
                 "activated",
             );
+
+            let unbiased = Spec {
+                relu: false,
+                ..*spec
+            };
+            let (sums, _) =
+                reference::conv(&input, *size, &weight, &vec![0.0; *outs], unbiased, false);
+            let after = noise(out_channels.blocks() * BLOCK, 6);
+            let styled = Styled {
+                scale: &scale,
+                after: &after,
+            };
+            let epilogue = Epilogue {
+                styled: Some(styled),
+                ..Epilogue::default()
+            };
+            let mut out = Buffer::zeroed(out_size.values(out_channels.blocks()));
+            conv.run(&workers, &packed, *size, &mut out, epilogue);
+            let leaky = |v: f32| if v < 0.0 { LEAK * v } else { v };
+            let styled: Vec<f32> = sums
+                .iter()
+                .enumerate()
+                .map(|(i, sum)| {
+                    let channel = i / out_size.pixels();
+                    after[channel] * leaky(scale[channel] * sum + bias[channel])
+                })
+                .collect();
+            close(&unpack(&out, &out_channels, out_size), &styled, "styled");
 
             if !spec.upsample && out_size.height % 2 + out_size.width % 2 == 0 {
                 let half = conv.output_size(*size, true);

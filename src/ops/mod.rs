@@ -22,6 +22,7 @@ pub mod blocked;
 pub mod conv;
 pub mod depthwise;
 mod direct;
+pub mod doubling;
 pub mod grid_sample;
 pub mod matrix;
 #[cfg(test)]

@@ -50,6 +50,10 @@ pub(super) struct Views {
     pub(super) pictures: Vec<RgbaImage>,
     /// Whether the drivers have appeared only now: what was seen before is nobody's pose.
     pub(super) appeared: bool,
+    /// Whether all of them are in the frame.
+    pub(super) found: bool,
+    /// Whether one of them is suddenly elsewhere: a cut.
+    pub(super) cut: bool,
 }
 
 /// A clip and who is followed in it.
@@ -96,7 +100,7 @@ impl Driving {
 
     /// The next frame; false at the end.
     pub(super) fn read(&mut self, into: &mut Views) -> Result<bool, Error> {
-        into.appeared = false;
+        (into.appeared, into.found, into.cut) = (false, true, false);
         let Some(tracker) = &mut self.tracker else {
             into.pictures.resize_with(1, RgbaImage::default);
             return Ok(self.source.read(&mut into.pictures[0])?);
@@ -122,6 +126,8 @@ impl Driving {
             );
         }
         into.appeared = all && !self.seen && self.frames > 0;
+        into.found = all;
+        into.cut = all && tracked.iter().any(|face| face.cut);
         self.seen |= all;
         self.frames += 1;
         Ok(true)

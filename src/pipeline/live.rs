@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use image::RgbaImage;
 
+use super::refine::Refiner;
 use super::slot::Slot;
 use crate::animate::load::{self, ModelOptions};
 use crate::animate::take;
 use crate::animate::{PerformOptions, Performer};
-use crate::faces::{self, Tracker};
+use crate::faces::{self, Enhancement, Tracker};
 use crate::frame::Prediction;
 use crate::geometry::Rect;
 use crate::gpu;
@@ -90,6 +91,8 @@ pub enum Command {
     Calibrate,
     /// Another driver: forget the references.
     NewDriver,
+    /// Make faces sharper, or leave them as they are.
+    Enhance(Option<Enhancement>),
     /// Write the driver's motion into this new file.
     RecordTake(PathBuf),
     /// End the take.
@@ -121,6 +124,8 @@ pub enum Event {
     },
     /// A take was given up.
     TakeFailed(String),
+    /// Faces cannot be made sharper, and why.
+    EnhanceFailed(String),
     /// The thread has panicked and is gone.
     Died(String),
 }
@@ -144,6 +149,9 @@ pub struct Shown {
     pub match_score: f32,
     /// When the driving frame was taken.
     pub captured: Instant,
+    /// Every how many frames faces are enhanced; the frames between get what was added to those. None
+    /// when they are not, or not yet.
+    pub enhanced_every: Option<f32>,
     /// What it took.
     pub stages: Stages,
 }
@@ -155,7 +163,7 @@ pub struct Stages {
     pub crop: f32,
     /// Keypoints.
     pub keypoints: f32,
-    /// Motion and generator, all faces.
+    /// Motion and generator, and what is added to the faces.
     pub generate: f32,
 }
 
@@ -365,6 +373,7 @@ struct Stage<'a> {
     photos: HashMap<u64, Photo>,
     current: Option<u64>,
     take: Option<Take>,
+    refiner: Option<Refiner>,
     /// Whether this driver's face was found before.
     seen: bool,
     /// When motion began: times count from here.
@@ -404,6 +413,7 @@ impl<'a> Stage<'a> {
             photos: HashMap::new(),
             current: None,
             take: None,
+            refiner: None,
             seen: false,
             epoch: Instant::now(),
             silent_since: Instant::now(),
@@ -417,6 +427,9 @@ impl<'a> Stage<'a> {
                 self.photos.insert(id, Photo::Waiting(views));
                 if self.current == Some(id) {
                     self.performer.change_photo();
+                    if let Some(refiner) = &mut self.refiner {
+                        refiner.forget();
+                    }
                 }
                 self.at_rest = false;
             }
@@ -442,6 +455,19 @@ impl<'a> Stage<'a> {
                     self.current.and_then(|id| self.photos.get(&id))
                 {
                     self.performer.take_reference(&places(sources), at);
+                }
+            }
+            Command::Enhance(wanted) => {
+                self.at_rest = false;
+                if let (Some(refiner), Some(wanted)) = (&mut self.refiner, &wanted)
+                    && refiner.retune(wanted)
+                {
+                    return;
+                }
+                let refiner = wanted.map(Refiner::start).transpose();
+                match refiner {
+                    Ok(refiner) => self.refiner = refiner,
+                    Err(error) => (self.tell)(Event::EnhanceFailed(error.to_string())),
                 }
             }
             Command::RecordTake(path) => {
@@ -489,7 +515,7 @@ impl<'a> Stage<'a> {
         if heard {
             self.silent_since = Instant::now();
             self.at_rest = false;
-        } else if self.at_rest {
+        } else if self.at_rest && !self.refiner.as_ref().is_some_and(Refiner::has_news) {
             return;
         }
         let Some(id) = self.current else { return };
@@ -516,6 +542,12 @@ impl<'a> Stage<'a> {
         for ((source, moved), out) in sources.iter().zip(&moved).zip(&mut old) {
             self.engine.generate(source, moved, out);
         }
+        if let Some(refiner) = &mut self.refiner
+            && let Err(error) = refiner.step(id, &mut old)
+        {
+            self.refiner = None;
+            (self.tell)(Event::EnhanceFailed(error.to_string()));
+        }
         stages.generate = milliseconds(start);
         let match_score = self.performer.match_score(&faces);
         shown.put(Shown {
@@ -527,6 +559,7 @@ impl<'a> Stage<'a> {
             keypoints: seen.keypoints,
             match_score,
             captured: seen.captured,
+            enhanced_every: self.refiner.as_ref().and_then(Refiner::every),
             stages,
         });
         (self.tell)(Event::Frame);
@@ -558,13 +591,16 @@ impl<'a> Stage<'a> {
                 if self.mirror {
                     image::imageops::flip_horizontal_in_place(&mut image);
                 }
-                let (crop, found) = self.find(&image);
+                let (crop, found, cut) = self.find(&image);
                 let view = gpu::model_view(&image, crop, self.engine.config().image_size);
                 stages.crop = milliseconds(start);
                 let start = Instant::now();
                 // An empty picture has no view, and no face.
                 let view = view.ok().filter(|_| found);
                 let keypoints = view.map(|view| self.engine.keypoints(&view));
+                if let Some(keypoints) = keypoints.as_ref().filter(|_| cut) {
+                    self.performer.cut(keypoints);
+                }
                 stages.keypoints = milliseconds(start);
                 Seen {
                     captured,
@@ -580,18 +616,19 @@ impl<'a> Stage<'a> {
         seen
     }
 
-    /// What of the driver's picture the networks are to see, and whether the driver is there. A driver
+    /// What of the driver's picture the networks are to see, whether the driver is there, and whether
+    /// there was a cut. A driver
     /// in whom no face was ever found (a drawing, perhaps) counts as there, in the middle.
-    fn find(&mut self, image: &RgbaImage) -> (Rect, bool) {
+    fn find(&mut self, image: &RgbaImage) -> (Rect, bool, bool) {
         let whole = Rect::of_size(image.width(), image.height());
         match (self.crop, &mut self.tracker) {
             (DriverCrop::Face, Some(tracker)) => {
                 let tracked = tracker.follow(image);
                 self.seen |= tracked.found;
-                (tracked.crop, tracked.found || !self.seen)
+                (tracked.crop, tracked.found || !self.seen, tracked.cut)
             }
-            (DriverCrop::Part(part), _) => (part.intersect(&whole), true),
-            _ => (faces::middle(image.width(), image.height()), true),
+            (DriverCrop::Part(part), _) => (part.intersect(&whole), true, false),
+            _ => (faces::middle(image.width(), image.height()), true, false),
         }
     }
 

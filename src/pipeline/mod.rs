@@ -6,6 +6,7 @@ mod driving;
 pub mod live;
 pub mod offline;
 pub mod queue;
+mod refine;
 pub mod slot;
 pub mod tuning;
 pub mod weights;

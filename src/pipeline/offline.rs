@@ -17,7 +17,7 @@ pub use super::cast::{Faces, Role, Selection};
 pub use super::driving::Window;
 use super::driving::{Driving, Views};
 use crate::animate::{Animator, BestFrame, Smoother};
-use crate::faces;
+use crate::faces::{self, Enhancement, Enhancer};
 use crate::frame::Prediction;
 use crate::gpu::{self, Compositor, PasteSettings};
 use crate::media::{self, FrameSink, FrameSource, Provenance, ReadOptions, Signer, WriteOptions};
@@ -52,6 +52,8 @@ pub struct Job {
     pub ratios: Vec<Option<f32>>,
     /// How much trembling of the driver is smoothed away, 0..=1.
     pub smoothing: f32,
+    /// What is done to every generated face before it is put back.
+    pub enhancement: Option<Enhancement>,
     /// Who composes.
     pub compositor: gpu::Choice,
     /// Frames on their way between two threads.
@@ -104,6 +106,8 @@ pub struct Stages {
     pub keypoints: f64,
     /// Dense motion and generator.
     pub generate: f64,
+    /// Enhancing faces.
+    pub enhance: f64,
     /// Compositor.
     pub compose: f64,
     /// Handing pictures to the encoder.
@@ -144,6 +148,9 @@ pub enum Error {
         /// Faces that there are.
         count: usize,
     },
+    /// The face enhancement.
+    #[error(transparent)]
+    Enhancer(#[from] faces::EnhanceError),
     /// The compositor.
     #[error(transparent)]
     Compositor(#[from] gpu::Error),
@@ -183,14 +190,16 @@ pub fn preview(job: &Job, animator: &mut Animator, number: u64) -> Result<RgbaIm
         photo,
         cast,
         source,
+        mut enhancer,
         ..
     } = open(job)?;
     let mut driving = Driving::new(source, job.window, cast.drivers(), animator.size())?;
-    let mut compositor = set_up(job, &photo, cast, animator)?;
+    let mut compositor = set_up(job, &photo, cast, animator, enhancer.as_ref())?;
     let first = keypoints(animator, &driving.glimpse(0)?);
     animator.set_references(&first);
     let there = keypoints(animator, &driving.glimpse(number)?);
-    let predictions = animator.animate_by(&there).to_vec();
+    let mut predictions = animator.animate_by(&there).to_vec();
+    enhance(&mut enhancer, &mut predictions)?;
     Ok(compositor.composite(&predictions, &job.paste)?.clone())
 }
 
@@ -201,6 +210,7 @@ pub struct Opened<'a> {
     photo: RgbaImage,
     cast: Cast,
     source: Box<dyn FrameSource>,
+    enhancer: Option<Enhancer>,
     /// Seconds that opening took.
     seconds: f64,
 }
@@ -217,11 +227,16 @@ pub fn open(job: &Job) -> Result<Opened<'_>, Error> {
     let mut source = media::clip::open(&job.clip, &ReadOptions::default())?;
     let window = job.window.read_options(source.info(), None);
     source.reopen(&window)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let enhancer = job.enhancement.as_ref();
+    let enhancer = enhancer.filter(|wanted| wanted.strength > 0.0);
+    let enhancer = enhancer.map(|wanted| Enhancer::open(wanted, threads));
     Ok(Opened {
         job,
         photo,
         cast,
         source,
+        enhancer: enhancer.transpose()?,
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -242,6 +257,7 @@ impl Opened<'_> {
             photo,
             cast,
             source,
+            enhancer,
             seconds: opening,
         } = self;
         let start = Instant::now();
@@ -249,7 +265,7 @@ impl Opened<'_> {
         let mut driving = Driving::new(source, job.window, cast.drivers(), animator.size())?;
         let clip = driving.info().clone();
 
-        let compositor = set_up(job, &photo, cast, animator)?;
+        let compositor = set_up(job, &photo, cast, animator, enhancer.as_ref())?;
         seconds.prepare = opening + start.elapsed().as_secs_f64();
 
         let searching = Instant::now();
@@ -283,6 +299,7 @@ impl Opened<'_> {
         // Its pixels are the compositor's now.
         drop(photo);
         let compose = Compose {
+            enhancer,
             compositor,
             sink,
             paste: job.paste,
@@ -338,9 +355,12 @@ fn set_up(
     photo: &RgbaImage,
     cast: Cast,
     animator: &mut Animator,
+    enhancer: Option<&Enhancer>,
 ) -> Result<Compositor, Error> {
     let mut compositor = Compositor::new(job.compositor)?;
-    compositor.set_photo(photo, &cast.crops, animator.size())?;
+    // What a prediction is finer in than the networks' own is not taken from the photo once more.
+    let size = enhancer.map_or(animator.size(), Enhancer::size);
+    compositor.set_photo(photo, &cast.crops, size)?;
     compositor.set_ratios(&job.ratios)?;
     let views = cast.crops.iter();
     let views = views.map(|&crop| gpu::model_view(photo, crop, animator.size()));
@@ -355,6 +375,16 @@ fn provenance(job: &Job) -> Result<Option<Provenance>, Error> {
     }
     let said = Provenance::of_photo(&job.photo)?;
     Ok(Some(said.signed_by(job.signer.clone())))
+}
+
+/// Enhances every face, if that is asked for.
+fn enhance(enhancer: &mut Option<Enhancer>, faces: &mut [Prediction]) -> Result<(), Error> {
+    for face in faces {
+        if let Some(enhancer) = enhancer {
+            enhancer.enhance(face)?;
+        }
+    }
+    Ok(())
 }
 
 fn inputs(job: &Job) -> Vec<PathBuf> {
@@ -397,6 +427,7 @@ fn search(
 
 /// What the encoding thread owns.
 struct Compose {
+    enhancer: Option<Enhancer>,
     compositor: Compositor,
     sink: Box<dyn FrameSink>,
     paste: PasteSettings,
@@ -450,6 +481,8 @@ fn stream(
 
         let mut streamed = Streamed::default();
         let mut smoothers: Vec<Smoother> = Vec::new();
+        // The drivers' poses when they were seen last.
+        let mut before: Vec<Keypoints> = Vec::new();
         let mut cancelled = false;
         // The receiver ends with the loop, which stops the decoder wherever it is.
         for views in frames {
@@ -462,6 +495,13 @@ fn stream(
             if views.appeared {
                 animator.driver_appeared();
                 smoothers.clear();
+            }
+            if views.cut {
+                animator.cut(&before, &keypoints);
+                smoothers.clear();
+            }
+            if views.found {
+                before.clone_from(&keypoints);
             }
             smoothers.resize_with(keypoints.len(), Smoother::default);
             let at = streamed.frames as f64 / smooth.fps;
@@ -488,9 +528,11 @@ fn stream(
                 why: "it panicked".to_owned(),
             }
         };
-        let (compose, composing, encoding) = encoder.join().map_err(died("encode"))??;
+        let (compose, [enhancing, composing, encoding]) =
+            encoder.join().map_err(died("encode"))??;
         streamed.seconds.decode = decoder.join().map_err(died("decode"))??;
         (streamed.seconds.compose, streamed.seconds.encode) = (composing, encoding);
+        streamed.seconds.enhance = enhancing;
         if cancelled {
             Err(Error::Cancelled)
         } else {
@@ -514,21 +556,22 @@ fn decode(
     }
 }
 
-/// The encoding thread: gives back what it owns, and the seconds of composing and of writing.
+/// The encoding thread: gives back what it owns, and the seconds of enhancing, composing and writing.
 fn encode(
     mut compose: Compose,
     predictions: &Receiver<Vec<Prediction>>,
     spent: &SyncSender<Vec<Prediction>>,
-) -> Result<(Compose, f64, f64), Error> {
-    let (mut composing, mut writing) = (0.0, 0.0);
-    for made in predictions {
+) -> Result<(Compose, [f64; 3]), Error> {
+    let [mut enhancing, mut composing, mut writing] = [0.0; 3];
+    for mut made in predictions {
+        timed(&mut enhancing, || enhance(&mut compose.enhancer, &mut made))?;
         let picture = timed(&mut composing, || {
             compose.compositor.composite(&made, &compose.paste)
         })?;
         timed(&mut writing, || compose.sink.write(picture))?;
         let _ = spent.try_send(made);
     }
-    Ok((compose, composing, writing))
+    Ok((compose, [enhancing, composing, writing]))
 }
 
 fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {

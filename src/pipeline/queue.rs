@@ -24,7 +24,7 @@ use crate::faces::DetectorChoice;
 use crate::geometry::Rect;
 use crate::gpu;
 use crate::media::{self, ReadOptions};
-use crate::settings::{self, Blend, Driver, Face, Motion, PhotoOrigin};
+use crate::settings::{self, Blend, Driver, Enhance, Face, Motion, PhotoOrigin};
 
 /// The most jobs that are kept.
 const MOST: usize = 200;
@@ -48,6 +48,9 @@ pub struct RenderJob {
     pub blend: Blend,
     /// How motion is taken over.
     pub motion: Motion,
+    /// How faces are made sharper.
+    #[serde(default)]
+    pub enhance: Enhance,
     /// The weights; the embedded model when none.
     pub model: Option<PathBuf>,
     /// The result.
@@ -433,6 +436,7 @@ fn offline_job(job: &RenderJob, files: &Files) -> Job {
             faces.iter().map(|face| face.ratio).collect()
         }),
         smoothing: job.motion.smoothing,
+        enhancement: tuning::enhancement(&job.enhance),
         compositor: gpu::Choice::Auto,
         batch: 4,
     }

@@ -40,6 +40,11 @@ impl<T> Slot<T> {
         self.lock().take()
     }
 
+    /// Whether there is anything.
+    pub fn is_full(&self) -> bool {
+        self.lock().is_some()
+    }
+
     /// What is there, or comes within `patience`.
     pub fn wait(&self, patience: Duration) -> Option<T> {
         let guard = self.lock();

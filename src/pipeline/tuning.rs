@@ -2,8 +2,9 @@
 //! what is tuned live is what a render job makes.
 
 use crate::animate::MotionOptions;
+use crate::faces::Enhancement;
 use crate::gpu::{PasteMode, PasteSettings};
-use crate::settings::{Blend, Motion};
+use crate::settings::{Blend, Enhance, Motion};
 
 /// How faces are put back.
 pub fn paste(blend: &Blend) -> PasteSettings {
@@ -23,4 +24,13 @@ pub fn motion(motion: &Motion) -> MotionOptions {
         adapt_scale: motion.adapt_scale,
         gain: motion.scale,
     }
+}
+
+/// How faces are made sharper, if they are.
+pub fn enhancement(enhance: &Enhance) -> Option<Enhancement> {
+    enhance.on.then(|| Enhancement {
+        restorer: None,
+        weights: enhance.weights.clone(),
+        strength: enhance.strength,
+    })
 }

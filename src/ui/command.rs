@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::geometry::Rect;
-use crate::settings::{Blend, Driver, Language, Motion, Show, Theme};
+use crate::settings::{Blend, Driver, Enhance, Language, Motion, Show, Theme};
 
 use super::dialogs::Pick;
 use super::jobs::JobCommand;
@@ -39,6 +39,7 @@ pub(super) enum Command {
     FindCameras,
     Blend(Blend),
     Motion(Motion),
+    Enhance(Enhance),
     Show(Show),
     /// The mask of one face; None gives it back to the slider.
     FaceRatio(usize, Option<f32>),

@@ -17,6 +17,8 @@ pub(super) enum Pick {
     Clip,
     Take,
     Model,
+    /// Weights of a face restorer.
+    Enhancer,
     /// Photos and clips, for render jobs.
     Jobs,
     /// Where results go.
@@ -34,7 +36,7 @@ impl Pick {
             Self::Photos => [&PHOTOS[..], &["gif"]].concat(),
             Self::Clip | Self::Jobs => [&PHOTOS[..], &CLIPS[..]].concat(),
             Self::Take => vec!["mimic-take"],
-            Self::Model => vec!["safetensors", "pth", "tar", "pt", "pdparams"],
+            Self::Model | Self::Enhancer => vec!["safetensors", "pth", "tar", "pt", "pdparams"],
             Self::Folder => vec![],
         }
     }

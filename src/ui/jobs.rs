@@ -257,6 +257,7 @@ impl App {
             driver,
             blend: self.settings.blend,
             motion: self.settings.motion,
+            enhance: self.settings.enhance.clone(),
             model: self.settings.model.clone(),
             output,
             state: State::Waiting,

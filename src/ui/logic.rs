@@ -67,6 +67,7 @@ impl App {
                     device,
                 };
                 self.tell_motion();
+                self.tell_enhancement();
                 let ids: Vec<u64> = self.reel.photos.iter().map(|photo| photo.id).collect();
                 self.stage.clear();
                 for id in ids {
@@ -77,6 +78,11 @@ impl App {
                 self.notices.warn(why.clone());
                 self.live = None;
                 self.model = ModelState::Failed(why);
+            }
+            Event::EnhanceFailed(why) => {
+                self.notices.warn(why);
+                let enhance = &mut self.settings.enhance;
+                (enhance.weights, enhance.on) = (None, false);
             }
             Event::Died(why) => {
                 let text = format!("{} {why}", self.words.inference_died);
@@ -119,7 +125,7 @@ impl App {
 
     /// Puts what belongs on stage there, and composes it if it has changed.
     pub(super) fn compose(&mut self) {
-        let size = self.model_size();
+        let size = self.stage.predicted().max(self.model_size());
         let result = match self.reel.current() {
             Some(photo) => match photo.opened() {
                 Some(opened) => self
@@ -194,6 +200,20 @@ impl App {
         });
     }
 
+    fn tell_enhancement(&self) {
+        if let Some(live) = &self.live {
+            let wanted = tuning::enhancement(&self.settings.enhance);
+            live.tell(live::Command::Enhance(wanted));
+        }
+    }
+
+    /// Makes faces sharper by these weights.
+    fn use_enhancer(&mut self, file: PathBuf) {
+        let enhance = &mut self.settings.enhance;
+        (enhance.weights, enhance.on) = (Some(file), true);
+        self.tell_enhancement();
+    }
+
     /// Starts the driver of the settings.
     pub(super) fn start_driver(&mut self) {
         self.driver = None;
@@ -237,6 +257,7 @@ impl App {
                 (Pick::Clip, Some(clip)) => self.want(Command::Drive(settings::Driver::Clip(clip))),
                 (Pick::Take, Some(take)) => self.want(Command::Drive(settings::Driver::Take(take))),
                 (Pick::Model, model @ Some(_)) => self.want(Command::UseModel(model)),
+                (Pick::Enhancer, Some(file)) => self.use_enhancer(file),
                 (Pick::Folder, folder @ Some(_)) => self.settings.output = folder,
                 _ => {}
             }
@@ -362,6 +383,10 @@ impl App {
                 self.settings.motion = motion;
                 self.tell_motion();
             }
+            Command::Enhance(enhance) => {
+                self.settings.enhance = enhance;
+                self.tell_enhancement();
+            }
             Command::Show(show) => self.settings.show = show,
             Command::FaceRatio(index, ratio) => {
                 if let Some(photo) = self.reel.current_mut()
@@ -477,6 +502,7 @@ impl App {
                 Kind::Photo => photos.push(file),
                 Kind::Clip => clips.push(settings::Driver::Clip(file)),
                 Kind::Take => clips.push(settings::Driver::Take(file)),
+                Kind::Enhancer => self.use_enhancer(file),
                 Kind::Model => self.apply(Command::UseModel(Some(file))),
             }
         }
@@ -591,6 +617,7 @@ pub(super) enum Kind {
     Clip,
     Take,
     Model,
+    Enhancer,
 }
 
 pub(super) fn kind(path: &Path) -> Kind {
@@ -602,9 +629,17 @@ pub(super) fn kind(path: &Path) -> Kind {
     match ending.as_str() {
         "png" | "jpg" | "jpeg" | "webp" | "bmp" | "tif" | "tiff" => Kind::Photo,
         "mimic-take" => Kind::Take,
+        "safetensors" | "pth" | "tar" | "pt" | "pdparams" if restores(path) => Kind::Enhancer,
         "safetensors" | "pth" | "tar" | "pt" | "pdparams" => Kind::Model,
         _ => Kind::Clip,
     }
+}
+
+/// Whether weights are a face restorer's, by their name.
+fn restores(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.to_lowercase();
+    name.starts_with("gpen") || name.starts_with("gfpgan")
 }
 
 /// A crop brought inside the photo; none when hardly anything of it is there.

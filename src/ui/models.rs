@@ -11,6 +11,7 @@ use super::app::App;
 use super::outputs::on_thread;
 use crate::checkpoint::manifest::{Kind, Model};
 use crate::checkpoint::store::{self, Progress, Step, Store};
+use crate::faces::Restorer;
 use crate::pipeline::live::{self, LiveModel};
 use crate::pipeline::slot::Slot;
 use crate::pipeline::weights::{self, Error, Fetch, Fetched};
@@ -87,6 +88,12 @@ impl Downloads {
         let store = self.store.as_ref().ok()?;
         let model = store.models().iter().find(|m| store.path(m) == file)?;
         Some((store, model))
+    }
+
+    /// Whether a model that makes faces sharper is here.
+    pub(super) fn has_enhancer(&self) -> bool {
+        let store = self.store.as_ref().ok();
+        store.is_some_and(|store| store.first_here(Restorer::models(None)).is_some())
     }
 
     /// Files of the models that are here and animate.

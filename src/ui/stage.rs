@@ -34,6 +34,7 @@ struct OnStage {
     image: Arc<RgbaImage>,
     crops: Vec<Rect>,
     ratios: Vec<Option<f32>>,
+    model_size: u32,
 }
 
 impl Stage {
@@ -66,6 +67,11 @@ impl Stage {
         let same =
             |on: &&mut OnStage| on.id == id && on.crops == crops && Arc::ptr_eq(&on.image, image);
         if let Some(on) = self.photo.as_mut().filter(same) {
+            if on.model_size != model_size {
+                self.compositor.set_photo(image, &crops, model_size)?;
+                (on.model_size, on.ratios) = (model_size, Vec::new());
+                self.stale = true;
+            }
             if on.ratios != ratios {
                 self.compositor.set_ratios(&ratios)?;
                 on.ratios = ratios;
@@ -82,6 +88,7 @@ impl Stage {
             image: Arc::clone(image),
             crops,
             ratios,
+            model_size,
         });
         self.stale = true;
         Ok(())
@@ -104,6 +111,12 @@ impl Stage {
             self.predictions = predictions;
             self.stale = true;
         }
+    }
+
+    /// The largest side of the predictions: enhanced ones are larger than the model's.
+    pub(super) fn predicted(&self) -> u32 {
+        let sizes = self.predictions.iter().map(|face| face.size);
+        sizes.max().unwrap_or(0)
     }
 
     pub(super) fn set_settings(&mut self, settings: PasteSettings) {

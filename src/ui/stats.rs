@@ -22,6 +22,8 @@ pub(super) struct Stats {
     /// From the driver's frame to the window, milliseconds, smoothed.
     pub(super) latency: f32,
     pub(super) dropped: u64,
+    /// Every how many frames faces are enhanced.
+    pub(super) enhanced_every: Option<f32>,
     /// Frames per second and latency over the last minute, the newest last.
     pub(super) minute: VecDeque<Sample>,
     sampled: f64,
@@ -74,6 +76,7 @@ impl Default for Stats {
             compose: 0.0,
             latency: 0.0,
             dropped: 0,
+            enhanced_every: None,
             minute: VecDeque::with_capacity(MINUTE),
             sampled: 0.0,
         }
@@ -92,6 +95,7 @@ impl Stats {
         smooth(&mut self.stages.keypoints, shown.stages.keypoints);
         smooth(&mut self.stages.generate, shown.stages.generate);
         smooth(&mut self.compose, compose);
+        self.enhanced_every = shown.enhanced_every;
         let latency = shown.captured.elapsed().as_secs_f32() * 1000.0;
         smooth(&mut self.latency, latency);
     }

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eframe::egui::{self, Event, Key, Modifiers, PointerButton, Pos2, accesskit::Role, vec2};
-use egui_kittest::{Harness, kittest::Queryable as _};
+use egui_kittest::{
+    Harness,
+    kittest::{NodeT as _, Queryable as _},
+};
 use image::RgbaImage;
 
 use super::app::{App, ModelState};
@@ -103,6 +106,7 @@ fn draw(app: &mut App) {
         found: true,
         match_score: 0.82,
         captured: Instant::now(),
+        enhanced_every: None,
         stages: Stages::default(),
     });
     // What is measured differs from run to run.
@@ -253,6 +257,29 @@ fn a_slider_acts_on_the_very_next_frame_and_its_arrow_takes_it_back() {
     harness.run_steps(3);
     assert_eq!(harness.state().settings.blend, settings::Blend::default());
     assert!(*harness.state().stage.image().unwrap() == before);
+}
+
+#[test]
+fn faces_can_be_enhanced_once_there_are_weights() {
+    let config = fresh();
+    let mut harness = window(config.path());
+    let switch = harness.get_by_label("Sharper faces");
+    assert!(switch.accesskit_node().is_disabled());
+    harness.get_by_label_contains("Needs weights of GPEN or GFPGAN");
+    harness.get_by_label("Choose weights…");
+    // A restorer's weights are no model to animate with.
+    let weights = config.path().join("GPEN-BFR-512.pth");
+    std::fs::write(&weights, b"not looked at here").unwrap();
+    harness.input_mut().dropped_files = vec![Arc::new(Dropped(weights.clone())) as _];
+    harness.run_steps(3);
+    let settings = &harness.state().settings;
+    assert_eq!(settings.model, None);
+    assert_eq!(settings.enhance.weights, Some(weights));
+    assert!(settings.enhance.on);
+    assert!(harness.query_by_label("Choose weights…").is_none());
+    harness.get_by_label("Sharper faces").click();
+    harness.run_steps(3);
+    assert!(!harness.state().settings.enhance.on);
 }
 
 #[test]

@@ -90,6 +90,15 @@ words! {
     colour_match_tip: "Shift the face's colours to meet the photo's at the edge.", "调整脸部颜色，使其在边缘与照片一致。";
     detail: "Detail", "细节";
     detail_tip: "Bring the photo's own fine detail back onto the moving face.", "将照片本身的细节还原到动态的脸上。";
+    enhancement: "ENHANCEMENT", "增强";
+    enhance: "Sharper faces", "清晰人脸";
+    enhance_tip: "Draw each face anew, sharper. Where that takes longer than a frame, what it adds is carried over to the frames after it.", "以更清晰的方式重绘每张脸。若耗时超过一帧，其效果会随动作沿用到之后的画面。";
+    enhance_strength: "Strength", "强度";
+    enhance_strength_tip: "How much of the sharper face is seen.", "清晰人脸的显示程度。";
+    enhance_needs: "Needs GPEN or GFPGAN: download one in Models, choose its file, or drop it here.", "需要 GPEN 或 GFPGAN：请在“模型”中下载，或选择文件，或拖到这里。";
+    enhance_choose: "Choose weights…", "选择权重…";
+    enhanced_every: "faces enhanced once in", "人脸增强间隔";
+    enhanced_all: "faces enhanced in every frame", "每帧增强人脸";
     scale: "Scale", "幅度";
     scale_tip: "How strongly your motion is taken over: 1 as it is, 0 not at all.", "动作幅度：1 为原样，0 为不动。";
     smoothing: "Smoothing", "平滑";
@@ -121,6 +130,7 @@ words! {
     drop_clip: "The video drives the photo", "视频将驱动照片";
     drop_both: "A photo and a video become a render job", "照片与视频将成为渲染任务";
     drop_render: "They become render jobs", "将成为渲染任务";
+    drop_enhancer: "Faces are made sharper with these weights", "将用此权重增强人脸";
     drop_model: "Weights are imported as a model", "权重文件将作为模型导入";
 
     renders: "Renders", "渲染任务";

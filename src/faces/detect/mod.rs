@@ -69,7 +69,7 @@ pub struct Detector(Network);
 #[derive(Debug)]
 enum Network {
     Mimic(Box<Mimic>),
-    S3fd(s3fd::Finder),
+    S3fd(Box<s3fd::Finder>),
 }
 
 impl Detector {
@@ -98,7 +98,7 @@ impl Detector {
     /// # Errors
     /// When the weights cannot be read, are damaged or are another network's.
     pub fn s3fd(weights: &Path) -> Result<Self, Error> {
-        Ok(Self(Network::S3fd(s3fd::Finder::new(weights)?)))
+        Ok(Self(Network::S3fd(Box::new(s3fd::Finder::new(weights)?))))
     }
 
     /// Every face of a picture, from left to right; none is no error.

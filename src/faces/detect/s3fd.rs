@@ -1,10 +1,7 @@
 //! S3FD: from a picture to candidates.
 
-use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
 use image::RgbaImage;
 
 use super::Error;
@@ -13,7 +10,9 @@ use crate::checkpoint;
 use crate::frame;
 use crate::geometry::Rect;
 use crate::model::S3fd;
-use crate::model::s3fd::{MEAN_BGR, Scale};
+use crate::model::packed::{self, Cells};
+use crate::model::s3fd::classes;
+use crate::ops::threads::Workers;
 
 /// Longest side of what the network sees: PaddleGAN's shows it the whole photo, which takes seconds
 /// and gigabytes from a camera of today.
@@ -33,16 +32,16 @@ const OVERLAP: f32 = 0.3;
 
 /// The network and what is around it.
 #[derive(Debug)]
-pub(super) struct Finder(S3fd);
+pub(super) struct Finder(packed::S3fd);
 
 impl Finder {
     pub(super) fn new(weights: &Path) -> Result<Self, Error> {
         let checkpoint = checkpoint::open(weights)?;
         checkpoint::check(&checkpoint, &S3fd::expected_tensors())?;
         checkpoint::check_values(&checkpoint)?;
-        let tensors: HashMap<String, Tensor> = checkpoint.tensors.into_iter().collect();
-        let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-        Ok(Self(S3fd::new(vb)?))
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let network = packed::S3fd::new(&checkpoint.tensors, Workers::new(threads)?)?;
+        Ok(Self(network))
     }
 
     pub(super) fn detect(&mut self, picture: &RgbaImage) -> Result<Vec<Candidate>, Error> {
@@ -59,51 +58,39 @@ impl Finder {
             small_width,
             small_height,
         )?;
-        let scales = self.0.forward(&to_tensor(&view)?)?;
+        let scales = self
+            .0
+            .run(&view, small_width as usize, small_height as usize);
         let (x, y) = (
             width as f32 / small_width as f32,
             height as f32 / small_height as f32,
         );
-        let mut found = suppress(candidates(&scales)?, OVERLAP, 1.0);
+        let mut found = suppress(candidates(&scales), OVERLAP, 1.0);
         found.retain(|candidate| candidate.score > SURE);
         Ok(found.iter().map(|face| face.scaled(x, y)).collect())
     }
 }
 
-fn to_tensor(picture: &RgbaImage) -> candle_core::Result<Tensor> {
-    let (width, height) = (picture.width() as usize, picture.height() as usize);
-    let plane = width * height;
-    let mut values = vec![0f32; 3 * plane];
-    for (i, pixel) in picture.pixels().enumerate() {
-        for channel in 0..3 {
-            let level = f32::from(pixel.0[2 - channel]);
-            values[channel * plane + i] = level - MEAN_BGR[channel];
-        }
-    }
-    Tensor::from_vec(values, (1, 3, height, width), &Device::Cpu)
-}
-
 /// Every cell that may be a face's, scale by scale.
-fn candidates(scales: &[Scale]) -> candle_core::Result<Vec<Candidate>> {
+fn candidates(scales: &[Cells<'_>]) -> Vec<Candidate> {
     let mut found = Vec::new();
     for (i, scale) in scales.iter().enumerate() {
-        let stride = (4 << i) as f32;
+        let stride = scale.stride as f32;
         // Priors are squares of four cells.
         let prior = 4.0 * stride;
-        let (_, _, height, width) = scale.boxes.dims4()?;
-        let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
-        let (classes, boxes) = (flat(&scale.classes)?, flat(&scale.boxes)?);
-        let plane = height * width;
-        for cell in 0..plane {
+        let values = classes(i);
+        for (at, cell) in scale.values.iter().enumerate() {
+            let (none, face) = (&cell[..values - 1], cell[values - 1]);
+            let none = none.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             // The softmax of two.
-            let score = 1.0 / (1.0 + (classes[cell] - classes[plane + cell]).exp());
+            let score = 1.0 / (1.0 + (none - face).exp());
             if score.is_nan() || score <= POSSIBLE {
                 continue;
             }
-            let [dx, dy, dw, dh] = [0, 1, 2, 3].map(|value| boxes[value * plane + cell]);
+            let [dx, dy, dw, dh] = [0, 1, 2, 3].map(|value| cell[values + value]);
             let middle =
                 |at: usize, shift: f32| stride / 2.0 + at as f32 * stride + 0.1 * shift * prior;
-            let (x, y) = (middle(cell % width, dx), middle(cell / width, dy));
+            let (x, y) = (middle(at % scale.width, dx), middle(at / scale.width, dy));
             let (w, h) = (prior * (0.2 * dw).exp(), prior * (0.2 * dh).exp());
             let (left, top) = (x - w / 2.0, y - h / 2.0);
             found.push(Candidate {
@@ -112,5 +99,5 @@ fn candidates(scales: &[Scale]) -> candle_core::Result<Vec<Candidate>> {
             });
         }
     }
-    Ok(found)
+    found
 }

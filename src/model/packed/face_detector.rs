@@ -313,7 +313,7 @@ impl Residual {
                 scale: &self.ones,
                 shift: &self.zeros,
             }),
-            pool: false,
+            ..Epilogue::default()
         };
         let between = self.first.output(size);
         self.second

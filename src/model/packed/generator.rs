@@ -296,7 +296,7 @@ impl ResBlock {
             Epilogue {
                 residual: true,
                 activated,
-                pool: false,
+                ..Epilogue::default()
             },
         );
     }

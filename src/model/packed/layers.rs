@@ -57,7 +57,7 @@ impl<'a> Weights<'a> {
     }
 
     /// One tensor in f32, row by row.
-    fn get(&self, name: &str, len: usize) -> candle_core::Result<Vec<f32>> {
+    pub(super) fn get(&self, name: &str, len: usize) -> candle_core::Result<Vec<f32>> {
         let name = format!("{}.{name}", self.prefix);
         let Some(tensor) = self.tensors.get(&name) else {
             candle_core::bail!("'{name}' is missing");

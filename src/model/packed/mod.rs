@@ -8,17 +8,24 @@
 
 mod face_detector;
 mod generator;
+mod gfpgan;
+mod gpen;
 mod hourglass;
 mod keypoints;
 mod layers;
 mod motion;
 mod picture;
+mod s3fd;
+mod styled;
 
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
 pub use face_detector::{Cells, FaceDetector};
+pub use gfpgan::Gfpgan;
+pub use gpen::Gpen;
+pub use s3fd::S3fd;
 
 use super::{Keypoints, ModelConfig};
 use crate::frame::Prediction;

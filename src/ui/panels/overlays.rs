@@ -192,6 +192,7 @@ fn dropping(app: &App, ui: &mut Ui) {
     let has = |wanted: logic::Kind| kinds.contains(&wanted);
     let clip = has(logic::Kind::Clip) || has(logic::Kind::Take);
     let text = match (has(logic::Kind::Photo), clip) {
+        _ if has(logic::Kind::Enhancer) => words.drop_enhancer,
         _ if has(logic::Kind::Model) => words.drop_model,
         (true, true) => words.drop_both,
         _ if app.place == Place::Render => words.drop_render,

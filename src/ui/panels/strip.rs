@@ -68,6 +68,13 @@ fn measured(app: &App, ui: &mut Ui, colours: &Colours) {
     ));
     part(ui, format!("{} {:.0} ms", words.latency, stats.latency));
     part(ui, format!("{} {}", words.dropped, stats.dropped));
+    if let Some(every) = stats.enhanced_every {
+        let text = match every {
+            ..1.5 => words.enhanced_all.to_owned(),
+            _ => format!("{} {every:.0} {}", words.enhanced_every, words.frames),
+        };
+        part(ui, text).on_hover_text(words.enhance_tip);
+    }
 }
 
 fn render(app: &App, ui: &mut Ui, colours: &Colours) {

@@ -2,11 +2,14 @@
 
 use std::ops::RangeInclusive;
 
-use eframe::egui::{Align2, Area, Frame, Id, Margin, Order, ScrollArea, Stroke, Ui, vec2};
+use eframe::egui::{
+    Align2, Area, Frame, Id, Margin, Order, RichText, ScrollArea, Stroke, Ui, vec2,
+};
 
-use crate::settings::{Blend, Motion};
+use crate::settings::{Blend, Enhance, Motion};
 use crate::ui::app::App;
 use crate::ui::command::Command;
+use crate::ui::dialogs::Pick;
 use crate::ui::theme::{self, colours};
 use crate::ui::widgets::{Knob, Quiet, group, toggle};
 use crate::ui::words::Words;
@@ -79,6 +82,39 @@ pub(super) fn knob<'a>(
     }
 }
 
+/// The switch of the face enhancement, or what it lacks.
+fn enhancement(app: &mut App, ui: &mut Ui) {
+    let words = app.words;
+    let mut enhance = app.settings.enhance.clone();
+    let usual = Enhance::default();
+    group(ui, words.enhancement);
+    let there = enhance.weights.is_some() || app.downloads.has_enhancer();
+    let mut changed = false;
+    ui.add_enabled_ui(there, |ui| {
+        changed |= toggle(ui, words.enhance, words.enhance_tip, &mut enhance.on);
+        ui.add_enabled_ui(enhance.on, |ui| {
+            changed |= knob(
+                words,
+                words.enhance_strength,
+                words.enhance_strength_tip,
+                0.0..=1.0,
+                usual.strength,
+            )
+            .show(ui, &mut enhance.strength);
+        });
+    });
+    if changed {
+        app.want(Command::Enhance(enhance));
+    }
+    if !there {
+        let colour = colours(ui.ctx()).dim;
+        ui.label(RichText::new(words.enhance_needs).size(12.5).color(colour));
+        if ui.button(words.enhance_choose).clicked() {
+            app.want(Command::Pick(Pick::Enhancer));
+        }
+    }
+}
+
 fn controls(app: &mut App, ui: &mut Ui) {
     let words = app.words;
     let knob = |name, tip, range, usual| knob(words, name, tip, range, usual);
@@ -101,6 +137,8 @@ fn controls(app: &mut App, ui: &mut Ui) {
     if changed {
         app.want(Command::Blend(blend));
     }
+
+    enhancement(app, ui);
 
     let mut motion = app.settings.motion;
     let usual = Motion::default();

@@ -9,6 +9,7 @@ use super::app::{App, ModelState};
 use super::command::{Command, Place};
 use super::dialogs::Pick;
 use super::jobs::JobCommand;
+use super::notices::Topic;
 use super::outputs::said_of;
 use super::reel::Face;
 use crate::animate::PerformOptions;
@@ -45,13 +46,19 @@ impl App {
                 DriverEvent::Notice(text) => self.notices.info(text),
                 DriverEvent::Failed(why) => {
                     self.driver = None;
-                    self.notices.warn(why);
+                    self.notices.problem(Topic::Driver, why);
                 }
             }
         }
         let frames = self.driver.as_ref().map_or(0, Driver::frames);
         let dropped = self.live.as_ref().map_or(0, live::Live::dropped);
         self.stats.driver(frames, dropped);
+                DriverEvent::Lost(text) => self.notices.problem(Topic::Driver, text),
+                DriverEvent::Back => {
+                    if self.notices.settle(Topic::Driver) {
+                        self.notices.info(self.words.camera_back.to_owned());
+                    }
+                }
     }
 
     fn hear(&mut self, event: Event) {
@@ -246,6 +253,7 @@ impl App {
                 .collect()
         });
         if !dropped.is_empty() {
+        self.notices.settle(Topic::Driver);
             self.want(Command::Dropped(dropped));
         }
         let title = self.words.choose_files;

@@ -213,6 +213,9 @@ words! {
 
 #[cfg(test)]
 mod tests {
+    camera_back: "The camera is back.", "摄像头已恢复。";
+    photo_gone: "This photo's file is gone; it stays on stage until it is removed:", "照片文件已不存在；在移除之前仍会保留在舞台上：";
+    adapter_lost: "The graphics card was lost and the window was opened again:", "显卡连接中断，窗口已重新打开：";
     use super::*;
 
     #[test]

@@ -24,7 +24,7 @@ use crate::gpu;
 use crate::media::{self, camera, camera::CameraInfo};
 use crate::model::Keypoints;
 use crate::pipeline::driver::Driver;
-use crate::pipeline::live::{Live, LiveModel};
+use crate::pipeline::live::{Live, LiveModel, Quality};
 use crate::settings::{self, Language, Loaded, Settings};
 
 /// Why there is no window.
@@ -78,6 +78,8 @@ pub struct App {
     pub(super) dialogs: Dialogs,
     pub(super) open: Open,
     pub(super) commands: Vec<Command>,
+    /// How well it runs at the moment.
+    pub(super) quality: Quality,
     /// When the mouse or a key was last used.
     pub(super) touched: f64,
     /// The face that has the keyboard on the photo.
@@ -194,6 +196,7 @@ impl App {
             face: None,
             taking: false,
             calibrated: None,
+            quality: Quality::default(),
             cameras: Vec::new(),
             asked_cameras: None,
             demo_clip: None,
@@ -273,9 +276,36 @@ impl App {
         }
     }
 
+    /// What the frame rate costs: "Holding 25 fps: half size". None at full quality.
+    pub(super) fn quality_text(&self) -> Option<String> {
+        let (words, quality) = (self.words, &self.quality);
+        if !quality.lowered {
+            return None;
+        }
+        let what: Vec<&str> = quality
+            .model
+            .as_deref()
+            .into_iter()
+            .chain(quality.half.then_some(words.half_size))
+            .chain(quality.bf16.then_some("bf16"))
+            .collect();
+        let verb = if quality.holds {
+            words.holding
+        } else {
+            words.slower
+        };
+        let fps = self.settings.hold.fps;
+        Some(format!(
+            "{verb} {fps:.0} {}: {}",
+            words.fps,
+            what.join(", ")
+        ))
+    }
+
     /// The drawn performer as a file that ffmpeg can open.
     pub(super) fn demo_clip(&mut self) -> std::io::Result<PathBuf> {
         if self.demo_clip.is_none() {
+        self.quality = Quality::default();
             self.demo_clip = Some(media::samples::driver_file()?);
         }
         let path = self.demo_clip.as_ref().map(|file| file.path().to_owned());
@@ -283,6 +313,7 @@ impl App {
     }
 
     /// Writes the settings when they have changed: at most once in two seconds, or `now`.
+            others: self.other_models(),
     pub(super) fn remember(&mut self, now: bool) {
         if !now && self.saved_at.elapsed() < Duration::from_secs(2) {
             return;

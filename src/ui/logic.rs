@@ -45,6 +45,9 @@ impl App {
                 DriverEvent::Started { what } => self.driver_what = what,
                 DriverEvent::Notice(text) => self.notices.info(text),
                 DriverEvent::Failed(why) => {
+        if let Some(shown) = self.live.as_ref().and_then(live::Live::take) {
+            self.show_frame(shown);
+        }
                     self.driver = None;
                     self.notices.problem(Topic::Driver, why);
                 }
@@ -61,7 +64,7 @@ impl App {
                 }
     }
 
-    fn hear(&mut self, event: Event) {
+    pub(super) fn hear(&mut self, event: Event) {
         match event {
             Event::Ready {
                 model,
@@ -98,9 +101,9 @@ impl App {
                 self.model = ModelState::Failed(text);
                 self.taking = false;
             }
-            Event::Frame => {
-                if let Some(shown) = self.live.as_ref().and_then(live::Live::take) {
-                    self.show_frame(shown);
+            Event::Quality(quality) => {
+                if let ModelState::Ready { device, .. } = &mut self.model {
+                    device.clone_from(&quality.device);
                 }
             }
             Event::TakeWritten { path, .. } => {
@@ -108,7 +111,9 @@ impl App {
                 self.notices
                     .info(format!("{} {}", self.words.take_saved, path.display()));
             }
+                self.quality = quality;
             Event::TakeFailed(why) => {
+            Event::Notice(text) => self.notices.problem(Topic::Driver, text),
                 self.taking = false;
                 self.notices.warn(why);
             }
@@ -159,12 +164,9 @@ impl App {
         let Some(photo) = self.reel.photos.iter().find(|photo| photo.id == id) else {
             return;
         };
-        let (Some(live), Some(opened)) = (&self.live, photo.opened()) else {
+        let (Some(live), Some(opened)) = (self.ready(), photo.opened()) else {
             return;
         };
-        if !matches!(self.model, ModelState::Ready { .. }) {
-            return;
-        }
         let views: Result<Vec<_>, gpu::Error> = photo
             .faces
             .iter()
@@ -187,7 +189,7 @@ impl App {
         if index < self.reel.photos.len() {
             self.reel.on_stage = index;
             self.face = None;
-            if let (Some(live), Some(photo)) = (&self.live, self.reel.current()) {
+            if let (Some(live), Some(photo)) = (self.ready(), self.reel.current()) {
                 live.tell(live::Command::Show(photo.id));
             }
         }
@@ -224,6 +226,13 @@ impl App {
     /// Starts the driver of the settings.
     pub(super) fn start_driver(&mut self) {
         self.driver = None;
+    /// The networks once they are loaded. What they were told before that would only fill the queue: when they
+    /// are ready they are told everything.
+    fn ready(&self) -> Option<&live::Live> {
+        let ready = matches!(self.model, ModelState::Ready { .. });
+        self.live.as_ref().filter(|_| ready)
+    }
+
         self.mirror.seen = false;
         let source = match self.settings.driver.clone() {
             settings::Driver::Demo => match self.demo_clip() {
@@ -234,8 +243,10 @@ impl App {
             settings::Driver::Take(path) => DriverSource::Take(path),
             settings::Driver::Camera(name) => DriverSource::Camera(name),
         };
-        let Some(live) = &self.live else { return };
+        let Some(live) = self.ready() else { return };
         live.tell(live::Command::NewDriver);
+        let hold = self.settings.hold;
+        live.tell(live::Command::Hold(hold.on.then_some(hold.fps)));
         let ctx = self.ctx.clone();
         match Driver::start(source, live.frames(), move || ctx.request_repaint()) {
             Ok(driver) => self.driver = Some(driver),
@@ -460,9 +471,9 @@ impl App {
                 super::theme::apply(&self.ctx, theme);
             }
             Command::Microphone(on) => self.settings.microphone = on,
-            Command::Restart => {
-                self.start_live();
-                self.start_driver();
+            Command::Hold(hold) => {
+                self.settings.hold = hold;
+                self.tell_motion();
             }
             Command::Dismiss(id) => self.notices.dismiss(id),
             Command::UseModel(model) => self.use_model(model),
@@ -484,6 +495,7 @@ impl App {
             }
             (_, Place::Live) if self.driver.is_none() => self.start_driver(),
             _ => {}
+            Command::Restart => self.restart(),
         }
     }
 
@@ -494,6 +506,17 @@ impl App {
                 break;
             }
         }
+    /// Starts the networks anew, and the driver if anybody sees it.
+    pub(super) fn restart(&mut self) {
+        let watched = self.place == Place::Live || self.is_put_out();
+        self.start_live();
+        if watched {
+            self.start_driver();
+        } else {
+            self.driver = None;
+        }
+    }
+
         self.show_photo(self.reel.on_stage);
     }
 

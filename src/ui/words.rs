@@ -120,6 +120,12 @@ words! {
     latency: "latency", "延迟";
     dropped: "dropped", "丢帧";
     fps: "fps", "帧/秒";
+    hold: "Hold the frame rate", "保持帧率";
+    hold_tip: "When this machine is too slow, quality gives way in steps: precision, then size, then a smaller model. It comes back when there is time.", "当机器太慢时逐步降低质量：先降精度，再降尺寸，再换小模型；有余力时自动恢复。";
+    hold_fps: "Frames a second", "目标帧率";
+    holding: "Holding", "保持";
+    slower: "Slower than", "低于";
+    half_size: "half size", "半尺寸";
     last_minute: "The last minute", "最近一分钟";
     strip_tip: "Click for the last minute", "点击查看最近一分钟";
     no_cuda: "No CUDA in this build: running on the", "此版本不含 CUDA：运行于";

@@ -5,9 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use eframe::egui::{self, Context, Pos2, Rect, Vec2};
-use eframe::egui_wgpu::{
-    self, RenderState, RendererOptions, ScreenDescriptor, WgpuConfiguration, WgpuSetup,
-};
+use eframe::egui_wgpu::{RenderState, RendererOptions, ScreenDescriptor};
 use image::RgbaImage;
 
 use super::{App, Error, Start};
@@ -106,12 +104,8 @@ struct Headless {
 
 impl Headless {
     fn new(start: Start, size: [f32; 2]) -> Result<Self, Error> {
-        let setup = WgpuSetup::CreateNew(egui_wgpu::WgpuSetupCreateNew::without_display_handle());
-        let instance = pollster::block_on(setup.new_instance());
-        let configuration = WgpuConfiguration {
-            wgpu_setup: setup,
-            ..WgpuConfiguration::default()
-        };
+        let configuration = super::graphics();
+        let instance = pollster::block_on(configuration.wgpu_setup.new_instance());
         let create =
             RenderState::create(&configuration, &instance, None, RendererOptions::default());
         let state = pollster::block_on(create).map_err(|error| {

@@ -11,7 +11,7 @@ use super::dialogs::Pick;
 use super::jobs::JobCommand;
 use super::notices::Topic;
 use super::outputs::said_of;
-use super::reel::Face;
+use super::reel::{Face, News};
 use crate::animate::PerformOptions;
 use crate::geometry::Rect;
 use crate::gpu;
@@ -32,22 +32,34 @@ impl App {
         self.listen_to_speeds();
         self.listen_to_downloads();
         self.jobs.listen(&self.ctx.clone());
-        for id in self.reel.take_opened(&self.ctx.clone()) {
-            self.tell_photo(id);
+        for news in self.reel.listen(&self.ctx.clone()) {
+            match news {
+                News::Opened(id) => self.tell_photo(id),
+                News::There(id, true) => {
+                    self.notices.settle(Topic::Photo(id));
+                }
+                News::There(id, false) => self.photo_gone(id),
+            }
         }
         let events: Vec<Event> = self.live.iter().flat_map(|live| live.events()).collect();
         for event in events {
             self.hear(event);
+        }
+        if let Some(shown) = self.live.as_ref().and_then(live::Live::take) {
+            self.show_frame(shown);
         }
         let events: Vec<DriverEvent> = self.driver.iter().flat_map(Driver::events).collect();
         for event in events {
             match event {
                 DriverEvent::Started { what } => self.driver_what = what,
                 DriverEvent::Notice(text) => self.notices.info(text),
+                DriverEvent::Lost(text) => self.notices.problem(Topic::Driver, text),
+                DriverEvent::Back => {
+                    if self.notices.settle(Topic::Driver) {
+                        self.notices.info(self.words.camera_back.to_owned());
+                    }
+                }
                 DriverEvent::Failed(why) => {
-        if let Some(shown) = self.live.as_ref().and_then(live::Live::take) {
-            self.show_frame(shown);
-        }
                     self.driver = None;
                     self.notices.problem(Topic::Driver, why);
                 }
@@ -56,12 +68,6 @@ impl App {
         let frames = self.driver.as_ref().map_or(0, Driver::frames);
         let dropped = self.live.as_ref().map_or(0, live::Live::dropped);
         self.stats.driver(frames, dropped);
-                DriverEvent::Lost(text) => self.notices.problem(Topic::Driver, text),
-                DriverEvent::Back => {
-                    if self.notices.settle(Topic::Driver) {
-                        self.notices.info(self.words.camera_back.to_owned());
-                    }
-                }
     }
 
     pub(super) fn hear(&mut self, event: Event) {
@@ -105,15 +111,15 @@ impl App {
                 if let ModelState::Ready { device, .. } = &mut self.model {
                     device.clone_from(&quality.device);
                 }
+                self.quality = quality;
             }
+            Event::Notice(text) => self.notices.problem(Topic::Driver, text),
             Event::TakeWritten { path, .. } => {
                 self.taking = false;
                 self.notices
                     .info(format!("{} {}", self.words.take_saved, path.display()));
             }
-                self.quality = quality;
             Event::TakeFailed(why) => {
-            Event::Notice(text) => self.notices.problem(Topic::Driver, text),
                 self.taking = false;
                 self.notices.warn(why);
             }
@@ -137,7 +143,7 @@ impl App {
 
     /// Puts what belongs on stage there, and composes it if it has changed.
     pub(super) fn compose(&mut self) {
-        let size = self.stage.predicted().max(self.model_size());
+        let size = self.stage.predicted().unwrap_or_else(|| self.model_size());
         let result = match self.reel.current() {
             Some(photo) => match photo.opened() {
                 Some(opened) => self
@@ -155,6 +161,17 @@ impl App {
             Ok(true) => self.put_out(),
             Ok(false) => {}
             Err(error) => self.notices.warn(error.to_string()),
+        }
+    }
+
+    /// The file of a photo that is open was deleted or moved away.
+    fn photo_gone(&mut self, id: u64) {
+        let photo = self.reel.photos.iter().find(|photo| photo.id == id);
+        if let Some(photo) = photo
+            && !self.notices.about(Topic::Photo(id))
+        {
+            let text = format!("{} {}", self.words.photo_gone, photo.name());
+            self.notices.problem(Topic::Photo(id), text);
         }
     }
 
@@ -195,8 +212,15 @@ impl App {
         }
     }
 
+    /// The networks once they are loaded. What they were told before that would only fill the queue: when they
+    /// are ready they are told everything.
+    fn ready(&self) -> Option<&live::Live> {
+        let ready = matches!(self.model, ModelState::Ready { .. });
+        self.live.as_ref().filter(|_| ready)
+    }
+
     fn tell_motion(&self) {
-        let Some(live) = &self.live else { return };
+        let Some(live) = self.ready() else { return };
         let motion = self.settings.motion;
         live.tell(live::Command::Perform(PerformOptions {
             motion: tuning::motion(&motion),
@@ -207,10 +231,12 @@ impl App {
             crop: DriverCrop::Face,
             mirror: motion.mirror,
         });
+        let hold = self.settings.hold;
+        live.tell(live::Command::Hold(hold.on.then_some(hold.fps)));
     }
 
     fn tell_enhancement(&self) {
-        if let Some(live) = &self.live {
+        if let Some(live) = self.ready() {
             let wanted = tuning::enhancement(&self.settings.enhance);
             live.tell(live::Command::Enhance(wanted));
         }
@@ -226,14 +252,8 @@ impl App {
     /// Starts the driver of the settings.
     pub(super) fn start_driver(&mut self) {
         self.driver = None;
-    /// The networks once they are loaded. What they were told before that would only fill the queue: when they
-    /// are ready they are told everything.
-    fn ready(&self) -> Option<&live::Live> {
-        let ready = matches!(self.model, ModelState::Ready { .. });
-        self.live.as_ref().filter(|_| ready)
-    }
-
         self.mirror.seen = false;
+        self.notices.settle(Topic::Driver);
         let source = match self.settings.driver.clone() {
             settings::Driver::Demo => match self.demo_clip() {
                 Ok(path) => DriverSource::Clip(path),
@@ -243,10 +263,8 @@ impl App {
             settings::Driver::Take(path) => DriverSource::Take(path),
             settings::Driver::Camera(name) => DriverSource::Camera(name),
         };
-        let Some(live) = self.ready() else { return };
+        let Some(live) = &self.live else { return };
         live.tell(live::Command::NewDriver);
-        let hold = self.settings.hold;
-        live.tell(live::Command::Hold(hold.on.then_some(hold.fps)));
         let ctx = self.ctx.clone();
         match Driver::start(source, live.frames(), move || ctx.request_repaint()) {
             Ok(driver) => self.driver = Some(driver),
@@ -264,7 +282,6 @@ impl App {
                 .collect()
         });
         if !dropped.is_empty() {
-        self.notices.settle(Topic::Driver);
             self.want(Command::Dropped(dropped));
         }
         let title = self.words.choose_files;
@@ -381,8 +398,11 @@ impl App {
             }
             Command::AddPhotos(files) => self.add_photos(files),
             Command::RemovePhoto(index) => {
-                if let (Some(id), Some(live)) = (self.reel.remove(index), &self.live) {
-                    live.tell(live::Command::Forget(id));
+                if let Some(id) = self.reel.remove(index) {
+                    self.notices.settle(Topic::Photo(id));
+                    if let Some(live) = &self.live {
+                        live.tell(live::Command::Forget(id));
+                    }
                 }
                 self.show_photo(self.reel.on_stage);
             }
@@ -475,6 +495,7 @@ impl App {
                 self.settings.hold = hold;
                 self.tell_motion();
             }
+            Command::Restart => self.restart(),
             Command::Dismiss(id) => self.notices.dismiss(id),
             Command::UseModel(model) => self.use_model(model),
             Command::ForgetModel(model) => self.forget_model(model),
@@ -482,6 +503,17 @@ impl App {
             Command::Download(Some(name)) => self.download(name),
             Command::Download(None) => self.cancel_download(),
             Command::Job(job) => self.apply_job(job),
+        }
+    }
+
+    /// Starts the networks anew, and the driver if anybody sees it.
+    pub(super) fn restart(&mut self) {
+        let watched = self.place == Place::Live || self.is_put_out();
+        self.start_live();
+        if watched {
+            self.start_driver();
+        } else {
+            self.driver = None;
         }
     }
 
@@ -495,7 +527,6 @@ impl App {
             }
             (_, Place::Live) if self.driver.is_none() => self.start_driver(),
             _ => {}
-            Command::Restart => self.restart(),
         }
     }
 
@@ -506,17 +537,6 @@ impl App {
                 break;
             }
         }
-    /// Starts the networks anew, and the driver if anybody sees it.
-    pub(super) fn restart(&mut self) {
-        let watched = self.place == Place::Live || self.is_put_out();
-        self.start_live();
-        if watched {
-            self.start_driver();
-        } else {
-            self.driver = None;
-        }
-    }
-
         self.show_photo(self.reel.on_stage);
     }
 
@@ -618,8 +638,10 @@ impl App {
     }
 
     fn screenshot(&mut self) {
-        let Some(picture) = self.stage.image().cloned() else {
-            return;
+        let picture = match self.stage.image() {
+            Ok(Some(picture)) => picture.clone(),
+            Ok(None) => return,
+            Err(error) => return self.notices.warn(error.to_string()),
         };
         let photo = self.reel.current().map(|photo| photo.origin.clone());
         let said = said_of(photo.as_slice());

@@ -213,15 +213,15 @@ words! {
     no_chinese_font: "No Chinese font was found on this system: install one, such as Noto Sans CJK.", "No Chinese font was found on this system: install one, such as Noto Sans CJK.";
     reel_full: "The reel is full: remove a photo first.", "列表已满：请先移除一张照片。";
     no_picture_in_clipboard: "There is no picture in the clipboard.", "剪贴板中没有图片。";
+    camera_back: "The camera is back.", "摄像头已恢复。";
+    photo_gone: "This photo's file is gone; it stays on stage until it is removed:", "照片文件已不存在；在移除之前仍会保留在舞台上：";
+    adapter_lost: "The graphics card was lost and the window was opened again:", "显卡连接中断，窗口已重新打开：";
     restart: "Start again", "重新启动";
     inference_died: "The networks stopped:", "推理线程已停止：";
 }
 
 #[cfg(test)]
 mod tests {
-    camera_back: "The camera is back.", "摄像头已恢复。";
-    photo_gone: "This photo's file is gone; it stays on stage until it is removed:", "照片文件已不存在；在移除之前仍会保留在舞台上：";
-    adapter_lost: "The graphics card was lost and the window was opened again:", "显卡连接中断，窗口已重新打开：";
     use super::*;
 
     #[test]

@@ -265,14 +265,13 @@ fn the_window_is_drawn_without_a_display_too() {
         .arg(&file)
         .env_remove("DISPLAY")
         .env_remove("WAYLAND_DISPLAY")
+        .env_remove("XDG_RUNTIME_DIR")
         .env("MIMIC_CONFIG", folder.path().join("config"))
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert_eq!(text, "", "nothing to complain of");
     let picture = image::open(&file).unwrap().to_rgb8();
     assert_eq!(picture.dimensions(), (1440, 900));
     let dark = RgbImage::new(1440, 900);

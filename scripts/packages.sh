@@ -37,6 +37,9 @@ libclang() {
 # A library that is loaded by name when the window opens.
 library() { any /usr/lib/*/"$1" /usr/lib64/"$1" /usr/lib/"$1" /lib/*/"$1"; }
 
+# A font with Chinese characters, the one that the pictures in tests/snapshots were drawn with.
+chinese() { [ -n "$(find -L /usr/share/fonts /usr/local/share/fonts -name wqy-microhei.ttc 2>/dev/null)" ]; }
+
 debian='' brew='' others=''
 missing() { # what to call it, its Debian packages, its brew formulas
     others="$others${others:+, }$1" debian="$debian $2" brew="$brew $3"
@@ -54,6 +57,7 @@ if linux; then
     on_path Xvfb || missing 'Xvfb (for tests)' xvfb ''
     on_path exiftool || missing 'exiftool (for tests)' libimage-exiftool-perl ''
     on_path xdotool || missing 'xdotool (for tests)' xdotool ''
+    chinese || missing 'the font WenQuanYi Micro Hei (for tests)' fonts-wqy-microhei ''
 fi
 if [ "${1:-}" = camera ] && linux; then
     on_path qemu-system-x86_64 || missing qemu-system-x86_64 'qemu-system-x86 seabios' ''

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the pictures in screenshots/ with the program itself: the demo as a GIF, and one frame at the photo's own size with
-# none and all of the photo's detail. Run by `make screenshots`.
+# Makes the pictures in screenshots/ with the program itself: the demo as a GIF, one frame at the photo's own size with none
+# and all of the photo's detail, and the window on a virtual screen. Run by `make screenshots`.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -33,6 +33,5 @@ done
 ffmpeg -v error -nostdin -y -i "$work/american-gothic.png" -i "$work/syndics.png" -filter_complex hstack \
     -q:v 3 screenshots/groups.jpg
 
-# The window, just before what lies over the picture fades away.
-MIMIC_CONFIG="$work/config" $mimic --demo --screenshot "$work/live.png" --after 2.9
-ffmpeg -v error -nostdin -y -i "$work/live.png" -q:v 3 screenshots/live.jpg
+# The window, on a virtual screen.
+cargo test --locked --test window -- --ignored --exact screenshots

@@ -786,3 +786,56 @@ fn an_interrupted_run_leaves_no_result() {
     assert_eq!(child.wait().unwrap().code(), Some(1));
     assert_eq!(folder.files(), [] as [PathBuf; 0]);
 }
+
+#[test]
+fn a_take_moves_the_photo_as_the_clip_that_it_was_made_of() {
+    let folder = Folder::new();
+    let clip = folder.clip(8);
+    let take = folder.path("turn.mimic-take");
+    record(&clip, &take);
+    let more = ["--crop", CROP, "--driving-crop", "whole"];
+    let [by_clip, by_take] = ["clip", "take"].map(|name| folder.path(&format!("{name}/%05d.png")));
+    works(&animate(PHOTO, &clip, &by_clip, &more));
+    works(&animate(PHOTO, &take, &by_take, &more));
+    for n in [1, 4, 8] {
+        let [a, b] =
+            [&by_clip, &by_take].map(|path| picture(path.replace("%05d", &format!("{n:05}"))));
+        assert!(difference(&a, &b) < 0.1, "frame {n}");
+    }
+    assert!(!Path::new(&by_take.replace("%05d", "00009")).exists());
+
+    let out = folder.path("out.mp4");
+    let sentence = fails(&animate(PHOTO, &take, &out, &["--map", "1:1,2:1"]), 1);
+    assert!(sentence.contains("one driver"), "{sentence}");
+    std::fs::write(&take, "mimic-take 1\n{}").unwrap();
+    let sentence = fails(&animate(PHOTO, &take, &out, &[]), 1);
+    assert!(sentence.contains("turn.mimic-take"), "{sentence}");
+}
+
+/// What the embedded model sees in a clip's frames, as a take.
+fn record(clip: &str, take: &str) {
+    use mimic::animate::load::{self, ModelOptions};
+    use mimic::animate::take::{Header, Writer};
+    use mimic::media::{ReadOptions, clip};
+
+    let mut engine = load::engine(&ModelOptions::default()).unwrap();
+    let size = engine.config().image_size;
+    let options = ReadOptions {
+        size: Some((size, size)),
+        ..ReadOptions::default()
+    };
+    let mut clip = clip::open(Path::new(clip), &options).unwrap();
+    let mut writer = None;
+    let mut frame = RgbaImage::default();
+    let mut seconds = 0.0;
+    while clip.read(&mut frame).unwrap() {
+        let pose = engine.keypoints(&frame);
+        let begin = || Writer::create(Path::new(take), Header::of("mimic-small", &pose)).unwrap();
+        writer
+            .get_or_insert_with(begin)
+            .push(seconds, &pose)
+            .unwrap();
+        seconds += 1.0 / 25.0;
+    }
+    writer.unwrap().finish().unwrap();
+}

@@ -19,7 +19,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::motion::between;
 use crate::model::Keypoints;
+
+/// Ending of the files' names, without its dot.
+pub const ENDING: &str = "mimic-take";
+/// Seconds of the longest pause between two records that is kept: times are a stranger's.
+pub const LONGEST_PAUSE: f64 = 2.0;
 
 const MAGIC: &[u8] = b"mimic-take 1\n";
 /// The longest header that is read.
@@ -274,6 +280,121 @@ impl Reader {
     }
 }
 
+/// Whether a file says that it is a take, by its name or by how it begins.
+pub fn is_take(path: &Path) -> bool {
+    let begins = || -> std::io::Result<bool> {
+        let mut magic = [0; MAGIC.len()];
+        File::open(path)?.read_exact(&mut magic)?;
+        Ok(magic == MAGIC)
+    };
+    path.extension().is_some_and(|ending| ending == ENDING)
+        || (path.is_file() && begins().unwrap_or(false))
+}
+
+/// A take at an even rate, as a clip has it: what lies between two records is on the way between them.
+///
+/// Time that runs backwards stands still, and pauses are cut to [`LONGEST_PAUSE`].
+#[derive(Debug)]
+pub struct Steady {
+    reader: Reader,
+    fps: f64,
+    frames: u64,
+    /// Number of the next frame.
+    next: u64,
+    /// The file's own time of the record read last, and the time it gets.
+    raw: f64,
+    time: f64,
+    /// The records before and after the next frame.
+    before: Option<(f64, Keypoints)>,
+    after: Option<(f64, Keypoints)>,
+}
+
+impl Steady {
+    /// Opens a take to be read at `fps` frames a second.
+    ///
+    /// # Errors
+    /// As [`Reader::open`], and when a record is damaged.
+    pub fn open(path: &Path, fps: f64) -> Result<Self, Error> {
+        let mut steady = Self {
+            reader: Reader::open(path)?,
+            fps,
+            frames: 0,
+            next: 0,
+            raw: 0.0,
+            time: 0.0,
+            before: None,
+            after: None,
+        };
+        while steady.record()?.is_some() {}
+        // Frame N is due at N / fps, give or take what f32 cannot hold.
+        steady.frames = 1 + (steady.time * fps + 1e-3) as u64;
+        steady.seek(0)?;
+        Ok(steady)
+    }
+
+    /// What the take says of itself.
+    pub fn header(&self) -> &Header {
+        self.reader.header()
+    }
+
+    /// Frames in all.
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+
+    /// The next frame; None at the end.
+    ///
+    /// # Errors
+    /// When the disk fails, or a record is damaged.
+    pub fn read(&mut self) -> Result<Option<Keypoints>, Error> {
+        if self.next >= self.frames {
+            return Ok(None);
+        }
+        let due = self.next as f64 / self.fps;
+        self.next += 1;
+        while self.after.as_ref().is_some_and(|(at, _)| *at <= due) {
+            self.before = self.after.take();
+            self.after = self.record()?;
+        }
+        Ok(match (&self.before, &self.after) {
+            (Some((then, a)), Some((at, b))) => {
+                let way = (due - then) / (at - then).max(1e-9);
+                Some(between(a, b, way.clamp(0.0, 1.0) as f32))
+            }
+            (Some((_, last)), None) => Some(last.clone()),
+            (None, first) => first.as_ref().map(|(_, first)| first.clone()),
+        })
+    }
+
+    /// Goes to a frame, from 0: the next that is read.
+    ///
+    /// # Errors
+    /// When there is none of that number, the disk fails, or a record is damaged.
+    pub fn seek(&mut self, frame: u64) -> Result<(), Error> {
+        if frame >= self.frames {
+            return Err(Error::Format {
+                path: self.reader.path.clone(),
+                why: format!("it has {} frames, and none of number {frame}", self.frames),
+            });
+        }
+        self.reader.rewind()?;
+        (self.next, self.raw, self.time) = (frame, 0.0, 0.0);
+        self.before = None;
+        self.after = self.record()?;
+        Ok(())
+    }
+
+    /// The next record with the time it gets.
+    fn record(&mut self) -> Result<Option<(f64, Keypoints)>, Error> {
+        let Some((raw, keypoints)) = self.reader.read()? else {
+            return Ok(None);
+        };
+        self.time += (raw - self.raw).clamp(0.0, LONGEST_PAUSE);
+        self.raw = raw;
+        Ok(Some((self.time, keypoints)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -357,7 +478,55 @@ mod tests {
             if let Ok(mut reader) = Reader::open(&path) {
                 while let Ok(Some(_)) = reader.read() {}
             }
+            if let Ok(mut take) = Steady::open(&path, 25.0) {
+                let _ = take.seek(take.frames() - 1);
+                while let Ok(Some(_)) = take.read() {}
+            }
         }
+    }
+
+    #[test]
+    fn an_uneven_take_is_read_evenly_and_from_any_frame() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("uneven.mimic-take");
+        let mut writer = Writer::create(&path, Header::of("mimic-small", &keypoints(0.0))).unwrap();
+        // x is the time, but for a pause that is cut and a moment that lies in the past.
+        for (at, x) in [(0.0, 0.0), (0.1, 0.1), (0.3, 0.3), (0.2, 0.3), (60.2, 0.5)] {
+            writer.push(at, &keypoints(x)).unwrap();
+        }
+        writer.finish().unwrap();
+        let mut take = Steady::open(&path, 25.0).unwrap();
+        assert_eq!(take.frames(), 1 + (0.3 + LONGEST_PAUSE) as u64 * 25 + 7);
+        let mut frames = Vec::new();
+        while let Some(frame) = take.read().unwrap() {
+            frames.push(frame);
+        }
+        assert_eq!(frames.len() as u64, take.frames());
+        for (n, frame) in frames.iter().enumerate().take(8) {
+            let x = frame.value[0][0];
+            assert!((x - n as f32 / 25.0).abs() < 1e-3, "{n}: {x}");
+        }
+        assert!(
+            frames
+                .windows(2)
+                .all(|w| w[0].value[0][0] <= w[1].value[0][0])
+        );
+        take.seek(5).unwrap();
+        assert_eq!(take.read().unwrap().unwrap(), frames[5]);
+        assert!(take.seek(take.frames()).is_err());
+    }
+
+    #[test]
+    fn a_take_is_known_by_its_name_or_its_beginning() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = written(folder.path(), 1);
+        let other = folder.path().join("renamed");
+        std::fs::copy(&path, &other).unwrap();
+        let text = folder.path().join("text");
+        std::fs::write(&text, "mimic").unwrap();
+        assert!(is_take(&path) && is_take(&other));
+        assert!(is_take(Path::new("gone.mimic-take")));
+        assert!(!is_take(&text) && !is_take(folder.path()) && !is_take(Path::new("gone.mp4")));
     }
 
     #[test]

@@ -28,7 +28,8 @@ pub(super) struct Args {
     /// The photo: PNG, JPEG, WebP, BMP, TIFF or GIF
     #[arg(long, value_name = "PHOTO")]
     source_image: PathBuf,
-    /// The driving clip: any video ffmpeg reads, a folder of numbered pictures, or a picture
+    /// The driving clip: any video ffmpeg reads, a folder of numbered pictures, a picture, or a take recorded
+    /// in the window
     #[arg(long, value_name = "CLIP")]
     driving_video: PathBuf,
     /// .mp4, .webm, .gif, a pattern such as frames/%05d.png, or a folder for result.mp4 [default: output]
@@ -65,6 +66,10 @@ pub(super) struct Args {
     /// middle square), whole (squashed), or X1,Y1,X2,Y2 [default: auto; whole with --paste paddlegan]
     #[arg(long, value_name = "PART", value_parser = window, allow_hyphen_values = true)]
     driving_crop: Option<Window>,
+
+    /// Look at the driving clip as in a mirror
+    #[arg(long)]
+    mirror: bool,
 
     /// Take over the driver's motion since the reference frame (the default)
     #[arg(long, conflicts_with = "absolute")]
@@ -331,6 +336,7 @@ fn job(args: &Args) -> Result<Job, Failure> {
             // There are several to be told apart.
             (_, None) => Window::Auto,
         },
+        mirror: args.mirror,
         reference: match (args.find_best_frame, args.best_frame) {
             (true, _) => ReferenceFrame::Best,
             (false, number) => ReferenceFrame::Number(number.unwrap_or(0)),

@@ -337,6 +337,7 @@ fn end_to_end(table: &mut Table, engine: Engine, label: &str) -> Result<(), Fail
         roles: Vec::new(),
         clip: CLIP.into(),
         window: Window::Centre,
+        mirror: false,
         reference: ReferenceFrame::Number(0),
         output: folder.path().join("result.mp4"),
         audio: true,

@@ -264,7 +264,7 @@ struct Clock {
 
 impl Clock {
     /// The longest pause that is waited for.
-    const LONGEST: Duration = Duration::from_secs(2);
+    const LONGEST: Duration = Duration::from_secs(take::LONGEST_PAUSE as u64);
 
     fn start() -> Self {
         Self {

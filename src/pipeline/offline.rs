@@ -15,12 +15,12 @@ use image::RgbaImage;
 use super::cast::{Cast, cast};
 pub use super::cast::{Faces, Role, Selection};
 pub use super::driving::Window;
-use super::driving::{Driving, Views};
-use crate::animate::{Animator, BestFrame, Smoother};
+use super::driving::{Driving, Source, Views};
+use crate::animate::{Animator, BestFrame, Smoother, take};
 use crate::faces::{self, Enhancement, Enhancer};
 use crate::frame::Prediction;
 use crate::gpu::{self, Compositor, PasteSettings};
-use crate::media::{self, FrameSink, FrameSource, Provenance, ReadOptions, Signer, WriteOptions};
+use crate::media::{self, FrameSink, Provenance, Signer, WriteOptions};
 use crate::model::Keypoints;
 
 /// What to animate, by what, into what.
@@ -32,10 +32,12 @@ pub struct Job {
     pub faces: Faces,
     /// Which driving face moves which of the photo's; empty when one moves all.
     pub roles: Vec<Role>,
-    /// The driving clip.
+    /// The driving clip, or a take: motion recorded before.
     pub clip: PathBuf,
-    /// What of it the networks see.
+    /// What of a clip the networks see.
     pub window: Window,
+    /// Whether they see a clip as in a mirror.
+    pub mirror: bool,
     /// The frame from which relative motion counts.
     pub reference: ReferenceFrame,
     /// The result: see [`media::sink::create`].
@@ -150,7 +152,28 @@ pub enum Error {
     },
     /// The face enhancement.
     #[error(transparent)]
-    Enhancer(#[from] faces::EnhanceError),
+    Enhancer(Box<faces::EnhanceError>),
+    /// A take that drives.
+    #[error(transparent)]
+    Take(#[from] take::Error),
+    /// A take of a model with other keypoints.
+    #[error(
+        "{path} was recorded with the model {model}, whose keypoints are others: choose that model, or record it again with this one"
+    )]
+    OtherModel {
+        /// The take.
+        path: PathBuf,
+        /// The model it names.
+        model: String,
+    },
+    /// A take where several drivers are wanted.
+    #[error(
+        "{path} holds the motion of one driver: several faces move by it, but none by a second one"
+    )]
+    OneDriver {
+        /// The take.
+        path: PathBuf,
+    },
     /// The compositor.
     #[error(transparent)]
     Compositor(#[from] gpu::Error),
@@ -165,6 +188,12 @@ pub enum Error {
         /// What happened.
         why: String,
     },
+}
+
+impl From<faces::EnhanceError> for Error {
+    fn from(error: faces::EnhanceError) -> Self {
+        Self::Enhancer(Box::new(error))
+    }
 }
 
 /// Runs a job. `progress` is called after each frame; `cancel` stops at the next one and leaves nothing.
@@ -193,7 +222,7 @@ pub fn preview(job: &Job, animator: &mut Animator, number: u64) -> Result<RgbaIm
         mut enhancer,
         ..
     } = open(job)?;
-    let mut driving = Driving::new(source, job.window, cast.drivers(), animator.size())?;
+    let mut driving = Driving::new(source, job, cast.drivers(), animator)?;
     let mut compositor = set_up(job, &photo, cast, animator, enhancer.as_ref())?;
     let first = keypoints(animator, &driving.glimpse(0)?);
     animator.set_references(&first);
@@ -209,7 +238,7 @@ pub struct Opened<'a> {
     job: &'a Job,
     photo: RgbaImage,
     cast: Cast,
-    source: Box<dyn FrameSource>,
+    source: Source,
     enhancer: Option<Enhancer>,
     /// Seconds that opening took.
     seconds: f64,
@@ -224,9 +253,7 @@ pub fn open(job: &Job) -> Result<Opened<'_>, Error> {
     media::sink::check(&job.output, &inputs(job))?;
     let photo = media::open_photo(&job.photo)?;
     let cast = cast(job, &photo)?;
-    let mut source = media::clip::open(&job.clip, &ReadOptions::default())?;
-    let window = job.window.read_options(source.info(), None);
-    source.reopen(&window)?;
+    let source = Source::open(job)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let enhancer = job.enhancement.as_ref();
     let enhancer = enhancer.filter(|wanted| wanted.strength > 0.0);
@@ -262,7 +289,7 @@ impl Opened<'_> {
         } = self;
         let start = Instant::now();
         let mut seconds = Stages::default();
-        let mut driving = Driving::new(source, job.window, cast.drivers(), animator.size())?;
+        let mut driving = Driving::new(source, job, cast.drivers(), animator)?;
         let clip = driving.info().clone();
 
         let compositor = set_up(job, &photo, cast, animator, enhancer.as_ref())?;
@@ -393,6 +420,9 @@ fn inputs(job: &Job) -> Vec<PathBuf> {
 
 /// What each driver's pose is in a frame.
 fn keypoints(animator: &mut Animator, views: &Views) -> Vec<Keypoints> {
+    if let Some(pose) = &views.pose {
+        return vec![pose.clone()];
+    }
     let pictures = views.pictures.iter();
     pictures
         .map(|picture| animator.keypoints(picture))

@@ -18,12 +18,13 @@ use super::live::panic_text;
 use super::offline::{self, Faces, Job, Progress, ReferenceFrame, Selection, Window};
 use super::slot::Slot;
 use super::tuning;
-use crate::animate::Animator;
 use crate::animate::load::{self, ModelOptions};
+use crate::animate::{Animator, take};
 use crate::faces::DetectorChoice;
 use crate::geometry::Rect;
 use crate::gpu;
 use crate::media::{self, ReadOptions};
+use crate::model::Keypoints;
 use crate::settings::{self, Blend, Driver, Enhance, Face, Motion, PhotoOrigin};
 
 /// The most jobs that are kept.
@@ -44,7 +45,7 @@ pub struct RenderJob {
     pub photo: PhotoOrigin,
     /// What of it moves, if that was set by hand.
     pub faces: Option<Vec<Face>>,
-    /// What drives: a clip, or the drawn performer.
+    /// What drives: a clip, a take, or the drawn performer.
     pub driver: Driver,
     /// How faces are put back.
     pub blend: Blend,
@@ -399,11 +400,12 @@ impl Files {
             PhotoOrigin::Painting(name) => keep(media::samples::painting_file(name))?,
         };
         let clip = match &job.driver {
-            Driver::Clip(path) => path.clone(),
+            Driver::Clip(path) | Driver::Take(path) => path.clone(),
             Driver::Demo => keep(media::samples::driver_file())?,
-            Driver::Camera(_) | Driver::Take(_) => {
+            Driver::Camera(_) => {
                 return Err(
-                    "a render job is driven by a video or by pictures: choose a file".to_owned(),
+                    "a render job is driven by a video, pictures or a take: choose a file"
+                        .to_owned(),
                 );
             }
         };
@@ -434,6 +436,7 @@ fn offline_job(job: &RenderJob, files: &Files) -> Job {
         roles: Vec::new(),
         clip: files.clip.clone(),
         window: Window::Auto,
+        mirror: job.motion.mirror,
         reference: ReferenceFrame::Number(0),
         output: job.output.clone(),
         audio: true,
@@ -457,10 +460,10 @@ pub enum Preview {
     Thumbs {
         /// The job's number.
         id: u64,
-        /// The photo; none when it cannot be opened.
-        photo: Option<RgbaImage>,
-        /// The driver's first frame; none when it cannot be opened.
-        driver: Option<RgbaImage>,
+        /// The photo, or why it cannot be opened.
+        photo: Result<RgbaImage, String>,
+        /// The driver's first frame, or why it cannot be opened.
+        driver: Result<RgbaImage, String>,
         /// Frames of the clip and frames per second, as it says.
         frames: Option<(u64, f64)>,
     },
@@ -577,27 +580,55 @@ fn look(job: &RenderJob) -> Preview {
         let fit = |side: u32| (side * THUMB / longest).max(1);
         image::imageops::thumbnail(&picture, fit(width), fit(height))
     };
-    let files = Files::of(job).ok();
-    let photo = files
-        .as_ref()
-        .and_then(|files| media::open_photo(&files.photo).ok());
+    let files = Files::of(job);
     let mut frames = None;
-    let mut first = || {
-        let mut source = media::clip::open(&files.as_ref()?.clip, &ReadOptions::default()).ok()?;
-        frames = source
-            .info()
-            .frames
-            .map(|count| (count, source.info().fps.as_f64()));
-        let mut frame = RgbaImage::default();
-        source.read(&mut frame).ok()?.then_some(frame)
+    let mut first = |clip: &Path| -> Result<RgbaImage, String> {
+        if take::is_take(clip) {
+            let fps = media::clip::STILLS_RATE.as_f64();
+            let mut take = take::Steady::open(clip, fps).map_err(|e| e.to_string())?;
+            frames = Some((take.frames(), fps));
+            let pose = take.read().map_err(|e| e.to_string())?;
+            return pose
+                .map(|pose| drawn(&pose))
+                .ok_or_else(|| "it holds no motion".to_owned());
+        }
+        let mut open = || -> Result<RgbaImage, media::Error> {
+            let mut source = media::clip::open(clip, &ReadOptions::default())?;
+            let info = source.info();
+            frames = info.frames.map(|count| (count, info.fps.as_f64()));
+            let mut frame = RgbaImage::default();
+            source.read(&mut frame)?;
+            Ok(frame)
+        };
+        open().map_err(|e| e.to_string())
     };
-    let driver = first();
+    let (photo, driver) = match &files {
+        Ok(files) => (
+            media::open_photo(&files.photo).map_err(|e| e.to_string()),
+            first(&files.clip),
+        ),
+        Err(why) => (Err(why.clone()), Err(why.clone())),
+    };
     Preview::Thumbs {
         id: job.id,
         photo: photo.map(small),
         driver: driver.map(small),
         frames,
     }
+}
+
+/// A pose has no picture: its keypoints as dots.
+fn drawn(pose: &Keypoints) -> RgbaImage {
+    let place = |v: f32| (v + 1.0) / 2.0 * THUMB as f32;
+    RgbaImage::from_fn(THUMB, THUMB, |x, y| {
+        let (x, y) = (x as f32 + 0.5, y as f32 + 0.5);
+        let far = |[a, b]: &[f32; 2]| (place(*a) - x).hypot(place(*b) - y);
+        let nearest = pose.value.iter().map(far).fold(f32::MAX, f32::min);
+        // A dot of five pixels with a soft edge.
+        let dot = (5.5 - nearest).clamp(0.0, 1.0);
+        let mix = |back: f32, front: f32| (back + dot * (front - back)) as u8;
+        image::Rgba([mix(38.0, 240.0), mix(40.0, 161.0), mix(45.0, 90.0), 255])
+    })
 }
 
 /// A name for a result that no file and no other job has.

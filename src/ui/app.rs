@@ -85,6 +85,8 @@ pub struct App {
     pub(super) speeds: Speeds,
     pub(super) downloads: Downloads,
     pub(super) driver: Option<Driver>,
+    /// The driver that played last: what comes back when another cannot be played.
+    pub(super) good_driver: settings::Driver,
     /// How the driver's pictures come.
     pub(super) driver_what: String,
     pub(super) stats: Stats,
@@ -170,7 +172,7 @@ impl App {
             settings.driver = driver.clone();
         }
         theme::apply(ctx, settings.theme);
-        fonts::icons(ctx);
+        fonts::own(ctx);
         let device = gpu::Device::new(&state.adapter, state.device.clone(), state.queue.clone());
         let mut reel = Reel::new(&settings, device.max_side(), ctx)?;
         for photo in &start.photos {
@@ -201,6 +203,7 @@ impl App {
             speeds: Speeds::default(),
             downloads: Downloads::default(),
             driver: None,
+            good_driver: settings::Driver::Demo,
             driver_what: String::new(),
             stats: Stats::default(),
             notices,

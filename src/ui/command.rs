@@ -45,7 +45,8 @@ pub(super) enum Command {
     FaceRatio(usize, Option<f32>),
     /// A face's crop was moved or resized by hand.
     MoveFace(usize, Rect),
-    AddFace(Rect),
+    /// Around that pixel of the photo; in its middle when None.
+    AddFace(Option<[i32; 2]>),
     RemoveFace(usize),
     Calibrate,
     Record,

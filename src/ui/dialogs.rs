@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use eframe::egui::Context;
 
+use crate::animate::take;
+
 /// A system's dialog that is closed sooner than anybody could was never open: no portal answered.
 const TOO_SOON: Duration = Duration::from_millis(250);
 
@@ -21,6 +23,8 @@ pub(super) enum Pick {
     Enhancer,
     /// Photos and clips, for render jobs.
     Jobs,
+    /// What drives this render job.
+    JobDriver(u64),
     /// Where results go.
     Folder,
 }
@@ -34,8 +38,9 @@ impl Pick {
         ];
         match self {
             Self::Photos => [&PHOTOS[..], &["gif"]].concat(),
-            Self::Clip | Self::Jobs => [&PHOTOS[..], &CLIPS[..]].concat(),
-            Self::Take => vec!["mimic-take"],
+            Self::Clip => [&PHOTOS[..], &CLIPS[..]].concat(),
+            Self::Jobs | Self::JobDriver(_) => [&PHOTOS[..], &CLIPS[..], &[take::ENDING]].concat(),
+            Self::Take => vec![take::ENDING],
             Self::Model | Self::Enhancer => vec!["safetensors", "pth", "tar", "pt", "pdparams"],
             Self::Folder => vec![],
         }

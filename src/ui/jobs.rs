@@ -7,10 +7,10 @@ use eframe::egui::{ColorImage, Context, TextureHandle, TextureOptions};
 use image::RgbaImage;
 
 use super::app::App;
-use super::logic::{Kind, kind};
+use super::logic::{Kind, driver, kind};
 use super::picture::Picture;
 use crate::pipeline::queue::{Preview, Previewer, Queue, RenderJob, State, free_name};
-use crate::settings::{Blend, Driver, Motion, PhotoOrigin};
+use crate::settings::{Blend, Driver, Enhance, Motion, PhotoOrigin};
 
 /// What a person wants of the render jobs.
 #[derive(Clone, Debug)]
@@ -28,10 +28,14 @@ pub(super) enum JobCommand {
     Open(PathBuf),
     /// Show the result in its folder.
     Reveal(PathBuf),
-    /// Another setting for the chosen job.
-    Tune(u64, Blend, Motion),
+    /// Other settings for a job.
+    Tune(u64, Blend, Motion, Enhance),
+    /// Another driver for a job.
+    Drive(u64, Driver),
     /// Frame of the chosen job's preview.
     Seek(u64),
+    /// What waits for its other half is not wanted.
+    ForgetHalf,
 }
 
 /// What the Render place knows.
@@ -46,7 +50,7 @@ pub(super) struct Jobs {
     pub(super) preview: Picture,
     pub(super) shown: Option<Result<u64, String>>,
     pub(super) asked: bool,
-    /// A photo that was dropped alone and waits for its clip.
+    /// What was dropped without its other half, and waits for it.
     half: Vec<PathBuf>,
 }
 
@@ -87,10 +91,11 @@ impl Jobs {
 
     /// The job that is chosen.
     pub(super) fn chosen(&self) -> Option<&RenderJob> {
-        self.queue
-            .jobs()
-            .iter()
-            .find(|job| Some(job.id) == self.chosen)
+        self.chosen.and_then(|id| self.job(id))
+    }
+
+    fn job(&self, id: u64) -> Option<&RenderJob> {
+        self.queue.jobs().iter().find(|job| job.id == id)
     }
 
     /// Takes over what the threads have made.
@@ -111,12 +116,18 @@ impl Jobs {
                         let image = ColorImage::from_rgba_unmultiplied(size, picture.as_raw());
                         ctx.load_texture(format!("{name} {id}"), image, TextureOptions::LINEAR)
                     };
+                    let wrong = photo.as_ref().err().or(driver.as_ref().err()).cloned();
                     let look = Look {
-                        photo: photo.map(|picture| texture("job photo", picture)),
-                        driver: driver.map(|picture| texture("job driver", picture)),
+                        photo: photo.ok().map(|picture| texture("job photo", picture)),
+                        driver: driver.ok().map(|picture| texture("job driver", picture)),
                         frames,
                     };
                     self.looks.insert(id, look);
+                    // What cannot be opened now would fail later.
+                    let waits = self.job(id).is_some_and(|job| job.state == State::Waiting);
+                    if let Some(why) = wrong.filter(|_| waits) {
+                        self.queue.edit(id, |job| job.state = State::Failed(why));
+                    }
                 }
                 Preview::Frame { id, picture } if Some(id) == self.chosen => {
                     self.asked = false;
@@ -128,6 +139,14 @@ impl Jobs {
                 Preview::Frame { .. } => {}
             }
         }
+    }
+
+    /// The names of what waits for its other half, and whether photos do.
+    pub(super) fn half(&self) -> Option<(String, bool)> {
+        let first = self.half.first()?;
+        let name = |path: &PathBuf| path.file_name().map(|n| n.to_string_lossy().into_owned());
+        let names: Vec<String> = self.half.iter().filter_map(name).collect();
+        Some((names.join(", "), kind(first) == Kind::Photo))
     }
 
     fn ask_look(&self, job: &RenderJob) {
@@ -180,44 +199,70 @@ impl App {
                     self.notices.warn(format!("{}: {e}", folder.display()));
                 }
             }
-            JobCommand::Tune(id, blend, motion) => {
-                self.jobs
-                    .queue
-                    .edit(id, |job| (job.blend, job.motion) = (blend, motion));
-                self.jobs.ask_preview();
+            JobCommand::Tune(id, blend, motion, enhance) => self.edit_job(id, |job| {
+                (job.blend, job.motion, job.enhance) = (blend, motion, enhance);
+            }),
+            JobCommand::Drive(id, driver) => {
+                self.jobs.looks.remove(&id);
+                self.jobs.frame = 0;
+                self.edit_job(id, |job| job.driver = driver);
+                if let Some(job) = self.jobs.job(id) {
+                    self.jobs.ask_look(job);
+                }
             }
             JobCommand::Seek(frame) => {
                 self.jobs.frame = frame;
                 self.jobs.ask_preview();
             }
+            JobCommand::ForgetHalf => self.jobs.half.clear(),
         }
+    }
+
+    /// Changes a job, which waits again: what it has made before is kept.
+    fn edit_job(&mut self, id: u64, edit: impl FnOnce(&mut RenderJob)) {
+        let Some(job) = self.jobs.job(id) else { return };
+        let output = match job.state {
+            State::Done { .. } => self.free_name(&job.photo),
+            _ => job.output.clone(),
+        };
+        self.jobs.queue.edit(id, |job| {
+            edit(job);
+            (job.state, job.output) = (State::Waiting, output);
+        });
+        self.jobs.ask_preview();
+    }
+
+    fn free_name(&self, photo: &PhotoOrigin) -> PathBuf {
+        let stem = match photo {
+            PhotoOrigin::Painting(name) => name.clone(),
+            PhotoOrigin::File(path) => path.file_stem().map_or_else(
+                || "result".to_owned(),
+                |stem| stem.to_string_lossy().into_owned(),
+            ),
+        };
+        free_name(&self.output_folder(), &stem, self.jobs.queue.jobs())
     }
 
     /// Each photo with each clip; what is dropped without its other half waits for it.
     fn add_jobs(&mut self, files: Vec<PathBuf>) {
-        self.jobs.half.extend(files);
-        let of = |files: &[PathBuf], wanted: Kind| -> Vec<PathBuf> {
+        self.jobs.half.extend(
             files
-                .iter()
-                .filter(|file| kind(file) == wanted)
-                .cloned()
-                .collect()
-        };
-        let photos = of(&self.jobs.half, Kind::Photo);
-        let clips = of(&self.jobs.half, Kind::Clip);
-        if photos.is_empty() || clips.is_empty() {
-            self.notices.info(self.words.other_half.to_owned());
+                .into_iter()
+                .filter(|file| kind(file).drives_or_is_driven()),
+        );
+        let (photos, drivers): (Vec<&PathBuf>, Vec<&PathBuf>) =
+            (self.jobs.half.iter()).partition(|file| kind(file) == Kind::Photo);
+        if photos.is_empty() || drivers.is_empty() {
             return;
         }
+        let pairs: Vec<(PathBuf, Driver)> = (photos.iter())
+            .flat_map(|&photo| {
+                (drivers.iter()).map(move |&file| (photo.clone(), driver(file.clone())))
+            })
+            .collect();
         self.jobs.half.clear();
-        for photo in &photos {
-            for clip in &clips {
-                self.add_job(
-                    PhotoOrigin::File(photo.clone()),
-                    None,
-                    Driver::Clip(clip.clone()),
-                );
-            }
+        for (photo, driver) in pairs {
+            self.add_job(PhotoOrigin::File(photo), None, driver);
         }
     }
 
@@ -227,12 +272,8 @@ impl App {
             return;
         };
         match self.settings.driver.clone() {
-            driver @ (Driver::Demo | Driver::Clip(_)) => {
-                self.add_job(photo.origin, photo.faces, driver);
-            }
-            Driver::Camera(_) | Driver::Take(_) => {
-                self.notices.info(self.words.needs_clip.to_owned());
-            }
+            Driver::Camera(_) => self.notices.info(self.words.needs_clip.to_owned()),
+            driver => self.add_job(photo.origin, photo.faces, driver),
         }
     }
 
@@ -242,14 +283,7 @@ impl App {
         faces: Option<Vec<crate::settings::Face>>,
         driver: Driver,
     ) {
-        let stem = match &photo {
-            PhotoOrigin::Painting(name) => name.clone(),
-            PhotoOrigin::File(path) => path.file_stem().map_or_else(
-                || "result".to_owned(),
-                |stem| stem.to_string_lossy().into_owned(),
-            ),
-        };
-        let output = free_name(&self.output_folder(), &stem, self.jobs.queue.jobs());
+        let output = self.free_name(&photo);
         let added = self.jobs.queue.add(RenderJob {
             id: 0,
             photo,

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use eframe::egui::{Context, Key, Modifiers, ViewportCommand};
+use eframe::egui::{self, Context, Key, Modifiers, ViewportCommand};
 
 use super::app::{App, ModelState};
 use super::command::{Command, Place};
@@ -12,7 +12,7 @@ use super::jobs::JobCommand;
 use super::notices::Topic;
 use super::outputs::said_of;
 use super::reel::{Face, News};
-use crate::animate::PerformOptions;
+use crate::animate::{PerformOptions, take};
 use crate::geometry::Rect;
 use crate::gpu;
 use crate::media::save_picture;
@@ -34,7 +34,11 @@ impl App {
         self.jobs.listen(&self.ctx.clone());
         for news in self.reel.listen(&self.ctx.clone()) {
             match news {
-                News::Opened(id) => self.tell_photo(id),
+                News::Opened(id) => {
+                    self.notices.settle(Topic::Photo(id));
+                    self.tell_photo(id);
+                }
+                News::Failed(id, why) => self.notices.problem(Topic::Photo(id), why),
                 News::There(id, true) => {
                     self.notices.settle(Topic::Photo(id));
                 }
@@ -59,15 +63,31 @@ impl App {
                         self.notices.info(self.words.camera_back.to_owned());
                     }
                 }
-                DriverEvent::Failed(why) => {
-                    self.driver = None;
-                    self.notices.problem(Topic::Driver, why);
-                }
+                DriverEvent::Failed(why) => self.driver_failed(why),
             }
         }
         let frames = self.driver.as_ref().map_or(0, Driver::frames);
+        if frames > 0 && self.good_driver != self.settings.driver {
+            self.good_driver = self.settings.driver.clone();
+        }
         let dropped = self.live.as_ref().map_or(0, live::Live::dropped);
         self.stats.driver(frames, dropped);
+    }
+
+    /// A file that does not play is not kept, and what played before goes on; a camera may come back.
+    fn driver_failed(&mut self, why: String) {
+        self.driver = None;
+        let file = matches!(
+            self.settings.driver,
+            settings::Driver::Clip(_) | settings::Driver::Take(_)
+        );
+        if file && self.good_driver != self.settings.driver {
+            self.notices.warn(why);
+            self.settings.driver = self.good_driver.clone();
+            self.start_driver();
+        } else {
+            self.notices.problem(Topic::Driver, why);
+        }
     }
 
     pub(super) fn hear(&mut self, event: Event) {
@@ -94,6 +114,13 @@ impl App {
                 self.notices.warn(why.clone());
                 self.live = None;
                 self.model = ModelState::Failed(why);
+                // A file that is no model is not kept: the embedded one always loads.
+                if self.settings.model.is_some() {
+                    let broken = self.settings.model.take();
+                    self.forget_model(broken);
+                    self.start_live();
+                    self.start_driver();
+                }
             }
             Event::EnhanceFailed(why) => {
                 self.notices.warn(why);
@@ -116,8 +143,9 @@ impl App {
             Event::Notice(text) => self.notices.problem(Topic::Driver, text),
             Event::TakeWritten { path, .. } => {
                 self.taking = false;
-                self.notices
-                    .info(format!("{} {}", self.words.take_saved, path.display()));
+                let text = format!("{} {}", self.words.take_saved, path.display());
+                let play = Command::Drive(settings::Driver::Take(path));
+                self.notices.offer(text, self.words.play_take, play);
             }
             Event::TakeFailed(why) => {
                 self.taking = false;
@@ -253,6 +281,7 @@ impl App {
     pub(super) fn start_driver(&mut self) {
         self.driver = None;
         self.mirror.seen = false;
+        self.mirror.match_score = 0.0;
         self.notices.settle(Topic::Driver);
         let source = match self.settings.driver.clone() {
             settings::Driver::Demo => match self.demo_clip() {
@@ -292,6 +321,9 @@ impl App {
                 (Pick::Photos, _) => self.want(Command::AddPhotos(files)),
                 (Pick::Clip, Some(clip)) => self.want(Command::Drive(settings::Driver::Clip(clip))),
                 (Pick::Take, Some(take)) => self.want(Command::Drive(settings::Driver::Take(take))),
+                (Pick::JobDriver(id), Some(file)) => {
+                    self.want(Command::Job(JobCommand::Drive(id, driver(file))));
+                }
                 (Pick::Model, model @ Some(_)) => self.want(Command::UseModel(model)),
                 (Pick::Enhancer, Some(file)) => self.use_enhancer(file),
                 (Pick::Folder, folder @ Some(_)) => self.settings.output = folder,
@@ -324,37 +356,47 @@ impl App {
                     wanted.push(command);
                 }
             };
-            for (index, key) in digits.into_iter().enumerate() {
-                pressed(key, Command::ShowPhoto(index));
+            // What acts on the stage does so where that is seen.
+            if self.place == Place::Live {
+                for (index, key) in digits.into_iter().enumerate() {
+                    pressed(key, Command::ShowPhoto(index));
+                }
+                // A slider in focus keeps its arrows.
+                if !widget_focused {
+                    pressed(Key::ArrowLeft, Command::StepPhoto(-1));
+                    pressed(Key::ArrowRight, Command::StepPhoto(1));
+                }
+                pressed(Key::C, Command::Calibrate);
+                pressed(Key::X, Command::Calibrate);
+                pressed(Key::T, Command::RecordTake);
+                pressed(Key::S, Command::Screenshot);
+                pressed(Key::P, Command::Tuning);
+                if self.settings.show.faces {
+                    pressed(Key::A, Command::AddFace(None));
+                }
+                pressed(Key::W, Command::Swap);
+                let mut motion = self.settings.motion;
+                motion.mirror = !motion.mirror;
+                pressed(Key::M, Command::Motion(motion));
+                let mut show = self.settings.show;
+                show.driver = !show.driver;
+                pressed(Key::D, Command::Show(show));
             }
-            // A slider in focus keeps its arrows.
-            if !widget_focused {
-                pressed(Key::ArrowLeft, Command::StepPhoto(-1));
-                pressed(Key::ArrowRight, Command::StepPhoto(1));
-            }
-            pressed(Key::C, Command::Calibrate);
-            pressed(Key::X, Command::Calibrate);
             pressed(Key::R, Command::Record);
-            pressed(Key::T, Command::RecordTake);
-            pressed(Key::S, Command::Screenshot);
             pressed(Key::F, Command::FullScreen);
             pressed(Key::V, Command::VirtualCamera);
-            pressed(Key::P, Command::Tuning);
-            pressed(Key::W, Command::Swap);
             pressed(Key::Questionmark, Command::Help);
             pressed(Key::F1, Command::Help);
             pressed(Key::Escape, Command::Escape);
-            let mut motion = self.settings.motion;
-            motion.mirror = !motion.mirror;
-            pressed(Key::M, Command::Motion(motion));
-            let mut show = self.settings.show;
-            show.driver = !show.driver;
-            pressed(Key::D, Command::Show(show));
-            let remove = match self.face {
-                Some(face) => Command::RemoveFace(face),
-                None => Command::RemovePhoto(self.reel.on_stage),
+            let remove = match (self.place, self.face, self.jobs.chosen) {
+                (Place::Live, Some(face), _) => Some(Command::RemoveFace(face)),
+                (Place::Live, None, _) => Some(Command::RemovePhoto(self.reel.on_stage)),
+                (Place::Render, _, Some(job)) => Some(Command::Job(JobCommand::Remove(job))),
+                _ => None,
             };
-            pressed(Key::Delete, remove);
+            if let Some(remove) = remove {
+                pressed(Key::Delete, remove);
+            }
             for (key, place) in [
                 (Key::F2, Place::Live),
                 (Key::F3, Place::Render),
@@ -366,7 +408,7 @@ impl App {
             let asked = i
                 .events
                 .iter()
-                .any(|event| matches!(event, eframe::egui::Event::Text(text) if text == "?"));
+                .any(|event| matches!(event, egui::Event::Text(text) if text == "?"));
             if asked
                 && !wanted
                     .iter()
@@ -376,7 +418,7 @@ impl App {
             }
             if i.events
                 .iter()
-                .any(|event| matches!(event, eframe::egui::Event::Paste(_)))
+                .any(|event| matches!(event, egui::Event::Paste(_) | egui::Event::PasteImage(_)))
             {
                 wanted.push(Command::PastePhoto);
             }
@@ -440,7 +482,11 @@ impl App {
                     face.crop = crop;
                 }
             }),
-            Command::AddFace(crop) => self.edit_faces(|faces, whole| {
+            Command::AddFace(at) => self.edit_faces(|faces, whole| {
+                let (width, height) = (whole.width() as i32, whole.height() as i32);
+                let [x, y] = at.unwrap_or([width / 2, height / 2]);
+                let half = width.min(height) / 5;
+                let crop = Rect::new(x - half, y - half, x + half, y + half);
                 faces.extend(inside(crop, whole).map(|crop| Face { crop, ratio: None }));
             }),
             Command::RemoveFace(index) => {
@@ -542,8 +588,10 @@ impl App {
 
     fn dropped(&mut self, files: Vec<PathBuf>) {
         let has = |wanted: Kind| files.iter().any(|file| kind(file) == wanted);
+        let drives = has(Kind::Clip) || has(Kind::Take);
         // Both halves of a job, or anything in the place where jobs are made.
-        if (has(Kind::Photo) && has(Kind::Clip)) || self.place == Place::Render {
+        let all = files.iter().all(|file| kind(file).drives_or_is_driven());
+        if (has(Kind::Photo) && drives) || (self.place == Place::Render && all) {
             self.go(Place::Render);
             return self.apply_job(JobCommand::Add(files));
         }
@@ -551,8 +599,7 @@ impl App {
         for file in files {
             match kind(&file) {
                 Kind::Photo => photos.push(file),
-                Kind::Clip => clips.push(settings::Driver::Clip(file)),
-                Kind::Take => clips.push(settings::Driver::Take(file)),
+                Kind::Clip | Kind::Take => clips.push(driver(file)),
                 Kind::Enhancer => self.use_enhancer(file),
                 Kind::Model => self.apply(Command::UseModel(Some(file))),
             }
@@ -631,10 +678,17 @@ impl App {
             live.tell(live::Command::EndTake);
             return;
         }
-        match self.new_file("take", "mimic-take") {
+        match self.new_file("take", take::ENDING) {
             Ok(path) => self.taking = live.tell(live::Command::RecordTake(path)),
             Err(e) => self.notices.warn(e.to_string()),
         }
+    }
+
+    /// Says that a file is there, and offers its folder.
+    pub(super) fn saved(&mut self, what: &str, path: PathBuf) {
+        let text = format!("{what} {}", path.display());
+        let show = Command::Job(JobCommand::Reveal(path));
+        self.notices.offer(text, self.words.show_in_folder, show);
     }
 
     fn screenshot(&mut self) {
@@ -653,11 +707,7 @@ impl App {
                 Ok(path)
             });
         match saved {
-            Ok(path) => self.notices.info(format!(
-                "{} {}",
-                self.words.screenshot_saved,
-                path.display()
-            )),
+            Ok(path) => self.saved(self.words.screenshot_saved, path),
             Err(why) => self.notices.warn(why),
         }
     }
@@ -673,6 +723,13 @@ pub(super) enum Kind {
     Enhancer,
 }
 
+impl Kind {
+    /// Whether a render job can be made of it.
+    pub(super) fn drives_or_is_driven(self) -> bool {
+        matches!(self, Self::Photo | Self::Clip | Self::Take)
+    }
+}
+
 pub(super) fn kind(path: &Path) -> Kind {
     let ending = path
         .extension()
@@ -681,7 +738,7 @@ pub(super) fn kind(path: &Path) -> Kind {
         .to_lowercase();
     match ending.as_str() {
         "png" | "jpg" | "jpeg" | "webp" | "bmp" | "tif" | "tiff" => Kind::Photo,
-        "mimic-take" => Kind::Take,
+        take::ENDING => Kind::Take,
         "safetensors" | "pth" | "tar" | "pt" | "pdparams" if restores(path) => Kind::Enhancer,
         "safetensors" | "pth" | "tar" | "pt" | "pdparams" => Kind::Model,
         _ => Kind::Clip,
@@ -693,6 +750,14 @@ fn restores(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name = name.to_lowercase();
     name.starts_with("gpen") || name.starts_with("gfpgan")
+}
+
+/// A file that drives, as its name says.
+pub(super) fn driver(file: PathBuf) -> settings::Driver {
+    match kind(&file) {
+        Kind::Take => settings::Driver::Take(file),
+        _ => settings::Driver::Clip(file),
+    }
 }
 
 /// A crop brought inside the photo; none when hardly anything of it is there.

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::command::Command;
+
 /// How long one that is only information stays.
 const LINGER: Duration = Duration::from_secs(6);
 /// The most at once; the oldest goes.
@@ -32,6 +34,8 @@ pub(super) struct Notice {
     pub(super) kind: Kind,
     pub(super) text: String,
     topic: Option<Topic>,
+    /// What can be done about it: what to call it, and the wish.
+    pub(super) offer: Option<(&'static str, Command)>,
     since: Instant,
 }
 
@@ -44,19 +48,24 @@ pub(super) struct Notices {
 
 impl Notices {
     pub(super) fn info(&mut self, text: String) {
-        self.push(Kind::Info, None, text);
+        self.push(Kind::Info, None, text, None);
+    }
+
+    /// With a button for what comes next.
+    pub(super) fn offer(&mut self, text: String, what: &'static str, command: Command) {
+        self.push(Kind::Info, None, text, Some((what, command)));
     }
 
     pub(super) fn warn(&mut self, text: String) {
         tracing::warn!("{text}");
-        self.push(Kind::Problem, None, text);
+        self.push(Kind::Problem, None, text, None);
     }
 
     /// As [`Notices::warn`], until the topic is settled or something else is wrong with it.
     pub(super) fn problem(&mut self, topic: Topic, text: String) {
         tracing::warn!("{text}");
         self.settle(topic);
-        self.push(Kind::Problem, Some(topic), text);
+        self.push(Kind::Problem, Some(topic), text, None);
     }
 
     /// Whether something is said to be wrong with that.
@@ -82,7 +91,13 @@ impl Notices {
         self.shown.iter()
     }
 
-    fn push(&mut self, kind: Kind, topic: Option<Topic>, text: String) {
+    fn push(
+        &mut self,
+        kind: Kind,
+        topic: Option<Topic>,
+        text: String,
+        offer: Option<(&'static str, Command)>,
+    ) {
         // The same sentence twice is one sentence.
         self.shown.retain(|notice| notice.text != text);
         if self.shown.len() == MOST {
@@ -94,6 +109,7 @@ impl Notices {
             kind,
             text,
             topic,
+            offer,
             since: Instant::now(),
         });
     }

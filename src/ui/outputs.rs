@@ -141,11 +141,7 @@ impl App {
             },
             Recording::Ending(end) => match end.try_recv() {
                 Ok(Ok(summary)) => {
-                    self.notices.info(format!(
-                        "{} {}",
-                        self.words.recording_saved,
-                        summary.path.display()
-                    ));
+                    self.saved(self.words.recording_saved, summary.path);
                     if let Some(why) = summary.silent {
                         self.notices.info(why);
                     }

@@ -122,9 +122,11 @@ impl Photo {
 }
 
 /// What the thread has found out of a photo.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum News {
     Opened(u64),
+    /// It cannot be opened, and why.
+    Failed(u64, String),
     /// Whether the file of the one on stage is there.
     There(u64, bool),
 }
@@ -303,7 +305,10 @@ impl Reel {
                     news.push(News::There(id, there));
                 }
                 Answer::There(_) => {}
-                Answer::Opened(Err(why)) => photo.state = State::Failed(why),
+                Answer::Opened(Err(why)) => {
+                    photo.state = State::Failed(why.clone());
+                    news.push(News::Failed(id, why));
+                }
                 Answer::Opened(Ok(fresh)) => {
                     photo.take(fresh, ctx);
                     news.push(News::Opened(id));

@@ -24,6 +24,7 @@ pub(super) struct Colours {
     pub(super) bad: Color32,
     /// Of sliders and toggles.
     pub(super) handle: Color32,
+    pub(super) handle_edge: Color32,
 }
 
 const DARK: Colours = Colours {
@@ -37,6 +38,7 @@ const DARK: Colours = Colours {
     good: Color32::from_rgb(0x7c, 0xc4, 0x8a),
     bad: Color32::from_rgb(0xe5, 0x53, 0x4b),
     handle: Color32::from_rgb(0xf4, 0xf2, 0xee),
+    handle_edge: Color32::from_rgb(0x26, 0x28, 0x2d),
 };
 
 const LIGHT: Colours = Colours {
@@ -50,6 +52,7 @@ const LIGHT: Colours = Colours {
     good: Color32::from_rgb(0x2f, 0x7d, 0x42),
     bad: Color32::from_rgb(0xc2, 0x36, 0x2f),
     handle: Color32::WHITE,
+    handle_edge: Color32::from_rgb(0xb9, 0xb6, 0xae),
 };
 
 /// What lies over the picture is the same in both themes: pictures are neither dark nor light.
@@ -58,6 +61,8 @@ pub(super) const OVER_PICTURE: Color32 = Color32::from_rgba_premultiplied(0x12, 
 pub(super) const ON_PICTURE: Color32 = DARK.text;
 /// Quiet text over the picture.
 pub(super) const DIM_ON_PICTURE: Color32 = Color32::from_rgb(0xa6, 0xa9, 0xb0);
+/// What goes well, over the picture.
+pub(super) const GOOD_ON_PICTURE: Color32 = DARK.good;
 /// The mark of what is chosen or dragged, over the picture.
 pub(super) const MARK: Color32 = DARK.accent;
 
@@ -76,9 +81,19 @@ pub(super) fn colours(ctx: &Context) -> Colours {
     }
 }
 
+/// The heavier weight.
+pub(super) fn strong_family() -> FontFamily {
+    FontFamily::Name("strong".into())
+}
+
+/// Headings and names.
+pub(super) fn strong(size: f32) -> FontId {
+    FontId::new(size, strong_family())
+}
+
 /// Small capitals over a group.
 pub(super) fn label_font() -> FontId {
-    FontId::new(11.0, FontFamily::Proportional)
+    strong(11.0)
 }
 
 /// Gives the context its look in both themes, and chooses one.
@@ -95,7 +110,6 @@ pub(super) fn apply(ctx: &Context, theme: settings::Theme) {
     }
     ctx.all_styles_mut(|style| {
         for (text, size) in [
-            (TextStyle::Heading, 20.0),
             (TextStyle::Body, 13.0),
             (TextStyle::Button, 13.0),
             (TextStyle::Small, 11.0),
@@ -105,6 +119,7 @@ pub(super) fn apply(ctx: &Context, theme: settings::Theme) {
                 font.size = size;
             }
         }
+        style.text_styles.insert(TextStyle::Heading, strong(20.0));
         style.spacing.item_spacing = egui::vec2(8.0, 8.0);
         style.spacing.button_padding = egui::vec2(12.0, 6.0);
         style.spacing.interact_size.y = 28.0;

@@ -7,9 +7,12 @@ use eframe::egui::{
     StrokeKind, Ui, Vec2, WidgetInfo, pos2, vec2,
 };
 use egui_material_icons::MaterialIcon;
-use egui_material_icons::icons::ICON_REPLAY;
+use egui_material_icons::icons::{ICON_KEYBOARD_ARROW_DOWN, ICON_REPLAY};
 
 use super::theme::{self, Colours, colours};
+
+/// Radius of a slider's handle.
+const HANDLE: f32 = 6.5;
 
 /// A number to be tuned: its name, what it does, where it may be and where it usually is.
 pub(super) struct Knob<'a> {
@@ -28,6 +31,7 @@ impl Knob<'_> {
         let colours = colours(ui.ctx());
         let before = *value;
         let width = ui.available_width();
+        let spacing = std::mem::replace(&mut ui.spacing_mut().item_spacing.y, 2.0);
         let (head, _) = ui.allocate_exact_size(vec2(width, 18.0), Sense::hover());
         ui.painter().text(
             head.left_center(),
@@ -37,6 +41,8 @@ impl Knob<'_> {
             colours.text,
         );
         let differs = (*value - self.usual).abs() > 0.004;
+        // Large numbers are whole ones.
+        let places = if *self.range.end() < 10.0 { 2 } else { 0 };
         let mut right = head.right();
         if differs {
             let arrow =
@@ -50,13 +56,14 @@ impl Knob<'_> {
         ui.painter().text(
             pos2(right, head.center().y),
             Align2::RIGHT_CENTER,
-            format!("{value:.2}"),
+            format!("{value:.places$}"),
             body(),
             if differs { colours.accent } else { colours.dim },
         );
         let response = rail(ui, width, value, self.range, &colours, self.name);
         response.on_hover_text(self.tip);
-        ui.add_space(2.0);
+        ui.spacing_mut().item_spacing.y = spacing;
+        ui.add_space(4.0);
         *value != before
     }
 }
@@ -72,12 +79,14 @@ pub(super) fn rail(
 ) -> Response {
     let (rect, mut response) = ui.allocate_exact_size(vec2(width, 18.0), Sense::click_and_drag());
     let (low, high) = (*range.start(), *range.end());
-    let line = Rect::from_center_size(rect.center(), vec2(rect.width() - 12.0, 3.0));
+    let line = Rect::from_center_size(rect.center(), vec2(rect.width(), 4.0));
+    // The handle stays on the rail.
+    let (first, last) = (line.left() + HANDLE, line.right() - HANDLE);
     let before = *value;
     if let Some(pointer) = response.interact_pointer_pos()
         && (response.dragged() || response.clicked())
     {
-        let way = ((pointer.x - line.left()) / line.width()).clamp(0.0, 1.0);
+        let way = ((pointer.x - first) / (last - first).max(1.0)).clamp(0.0, 1.0);
         // Whole hundredths, as they are shown.
         *value = ((low + way * (high - low)) * 100.0).round() / 100.0;
     }
@@ -86,13 +95,7 @@ pub(super) fn rail(
             f32::from(i.key_pressed(Key::ArrowRight)) - f32::from(i.key_pressed(Key::ArrowLeft))
         });
         *value = (*value + step * (high - low) / 40.0).clamp(low, high);
-        ui.memory_mut(|memory| {
-            let keys = egui::EventFilter {
-                horizontal_arrows: true,
-                ..Default::default()
-            };
-            memory.set_focus_lock_filter(response.id, keys);
-        });
+        keep_arrows(ui, &response);
     }
     if *value != before {
         response.mark_changed();
@@ -103,24 +106,30 @@ pub(super) fn rail(
     } else {
         0.0
     };
-    let handle = pos2(line.left() + way * line.width(), line.center().y);
+    let handle = pos2(egui::lerp(first..=last, way), line.center().y);
     let painter = ui.painter();
     painter.rect_filled(line, 2.0, colours.line);
     let filled = Rect::from_min_max(line.min, pos2(handle.x, line.max.y));
     painter.rect_filled(filled, 2.0, colours.accent);
     let radius = if response.hovered() || response.dragged() {
-        7.0
+        HANDLE + 1.0
     } else {
-        6.0
+        HANDLE
     };
-    painter.circle(
-        handle,
-        radius,
-        colours.handle,
-        Stroke::new(1.0, colours.line),
-    );
+    let edge = Stroke::new(1.0, colours.handle_edge);
+    painter.circle(handle, radius, colours.handle, edge);
     focus_ring(ui, &response, rect);
     response
+}
+
+/// What has the focus keeps the arrow keys, which would move the focus elsewhere.
+pub(super) fn keep_arrows(ui: &Ui, response: &Response) {
+    let keys = egui::EventFilter {
+        horizontal_arrows: true,
+        vertical_arrows: true,
+        ..Default::default()
+    };
+    ui.memory_mut(|memory| memory.set_focus_lock_filter(response.id, keys));
 }
 
 /// A name with a switch at its right. True when it was switched.
@@ -141,7 +150,7 @@ pub(super) fn toggle(ui: &mut Ui, name: &str, tip: &str, on: &mut bool) -> bool 
     );
     let way = ui.ctx().animate_bool_responsive(response.id, *on);
     let body = Rect::from_center_size(pos2(rect.right() - 16.0, rect.center().y), vec2(32.0, 18.0));
-    let fill = mix(colours.line, colours.accent, way);
+    let fill = mix(colours.handle_edge, colours.accent, way);
     painter.rect_filled(body, 9.0, fill);
     let knob = pos2(
         egui::lerp(body.left() + 9.0..=body.right() - 9.0, way),
@@ -162,6 +171,8 @@ pub(super) struct Quiet<'a> {
     on: bool,
     minor: bool,
     icon_alone: bool,
+    menu: bool,
+    level: Option<f32>,
 }
 
 impl<'a> Quiet<'a> {
@@ -173,6 +184,8 @@ impl<'a> Quiet<'a> {
             on: false,
             minor: false,
             icon_alone: false,
+            menu: false,
+            level: None,
         }
     }
 
@@ -196,6 +209,18 @@ impl<'a> Quiet<'a> {
 
     pub(super) fn on(mut self, on: bool) -> Self {
         self.on = on;
+        self
+    }
+
+    /// One that opens a list.
+    pub(super) fn menu(mut self) -> Self {
+        self.menu = true;
+        self
+    }
+
+    /// With a small bar in it that fills from the left, 0..=1.
+    pub(super) fn level(mut self, level: f32) -> Self {
+        self.level = Some(level);
         self
     }
 
@@ -226,7 +251,9 @@ impl<'a> Quiet<'a> {
         });
         let icon_width = if self.icon.is_some() { 20.0 } else { 0.0 };
         let key_width = key.as_ref().map_or(0.0, |key| key.size().x + 20.0);
-        let size = vec2(text.size().x + icon_width + key_width + 20.0, 34.0);
+        let menu_width = if self.menu { 18.0 } else { 0.0 };
+        let width = text.size().x + icon_width + key_width + menu_width + 20.0;
+        let size = vec2(width, 34.0);
         let (rect, response) = ui.allocate_exact_size(size, Sense::click());
         response.widget_info(|| {
             WidgetInfo::selected(Role::Button, ui.is_enabled(), self.on, self.name)
@@ -256,6 +283,17 @@ impl<'a> Quiet<'a> {
                 StrokeKind::Inside,
             );
             painter.galley(at, key, theme::DIM_ON_PICTURE);
+        }
+        if self.menu {
+            let at = pos2(rect.right() - 16.0, rect.center().y);
+            let colour = theme::DIM_ON_PICTURE;
+            paint_icon(ui, at, ICON_KEYBOARD_ARROW_DOWN, 16.0, colour);
+        }
+        if let Some(level) = self.level {
+            let line = pos2(rect.left() + 10.0, rect.bottom() - 5.0);
+            let rail = Rect::from_min_size(line, vec2(rect.width() - 20.0, 2.0));
+            let back = Color32::from_white_alpha(40);
+            bar(painter, rail, level, back, theme::GOOD_ON_PICTURE);
         }
         focus_ring(ui, &response, rect);
         response
@@ -311,6 +349,12 @@ pub(super) fn paint_icon(ui: &Ui, at: Pos2, icon: MaterialIcon, size: f32, colou
     let font = FontId::new(size, icon.font_family());
     ui.painter()
         .text(at, Align2::CENTER_CENTER, icon.codepoint, font, colour);
+}
+
+/// Gives the entries of a list the room that they lack by default.
+pub(super) fn menu_room(ui: &mut Ui) {
+    ui.spacing_mut().button_padding = vec2(10.0, 5.0);
+    ui.spacing_mut().item_spacing.y = 2.0;
 }
 
 /// Small capitals over a group of controls.

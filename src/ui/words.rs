@@ -45,6 +45,7 @@ words! {
     remove_photo: "Remove from the reel", "从列表移除";
     paste_photo: "Paste from the clipboard", "从剪贴板粘贴";
     photo_number: "Photo", "照片";
+    empty_reel: "Drop a photo here, paste one, or choose one with +", "将照片拖到这里、粘贴，或点击 + 选择";
     opening: "Opening the photo", "正在打开照片";
 
     driver: "Driver", "驱动";
@@ -75,12 +76,14 @@ words! {
     full_screen: "Full screen", "全屏";
     screenshot_saved: "Screenshot saved:", "截图已保存：";
     take_saved: "Take saved:", "动作已保存：";
+    play_take: "Play it", "播放";
     recording_saved: "Recording saved:", "录制已保存：";
 
     tuning: "Tuning", "调节";
     blend: "BLEND", "融合";
     motion: "MOTION", "运动";
     show: "SHOW", "显示";
+    driver_group: "DRIVER", "驱动";
     reset: "Reset", "还原";
     ratio: "Ratio", "范围";
     ratio_tip: "How much of the crop around the face moves. Drag the ring on the photo for one face.", "脸部周围随动的范围。拖动照片上的圆环可单独调节一张脸。";
@@ -116,9 +119,15 @@ words! {
     face: "Face", "脸";
 
     camera: "camera", "摄像头";
+    driver_rate: "driver", "驱动";
     inference: "inference", "推理";
     latency: "latency", "延迟";
     dropped: "dropped", "丢帧";
+    stage_face: "finding the face", "查找脸部";
+    stage_keypoints: "keypoints", "关键点";
+    stage_generator: "generator", "生成";
+    stage_composing: "putting together", "合成";
+    on_device: "on", "运行于";
     fps: "fps", "帧/秒";
     hold: "Hold the frame rate", "保持帧率";
     hold_tip: "When this machine is too slow, quality gives way in steps: precision, then size, then a smaller model. It comes back when there is time.", "当机器太慢时逐步降低质量：先降精度，再降尺寸，再换小模型；有余力时自动恢复。";
@@ -130,19 +139,27 @@ words! {
     strip_tip: "Click for the last minute", "点击查看最近一分钟";
     no_cuda: "No CUDA in this build: running on the", "此版本不含 CUDA：运行于";
     loading_model: "Loading the model", "正在加载模型";
-    composing: "composing on", "合成于";
 
     drop_photos: "Photos join the reel", "照片加入列表";
     drop_clip: "The video drives the photo", "视频将驱动照片";
-    drop_both: "A photo and a video become a render job", "照片与视频将成为渲染任务";
+    drop_take: "The take drives the photo", "动作录制将驱动照片";
+    drop_both: "Photo and driver become a render job", "照片与驱动将成为渲染任务";
     drop_render: "They become render jobs", "将成为渲染任务";
     drop_enhancer: "Faces are made sharper with these weights", "将用此权重增强人脸";
     drop_model: "Weights are imported as a model", "权重文件将作为模型导入";
 
     renders: "Renders", "渲染任务";
-    render_hint: "Drop a photo and a video here, or", "将照片和视频拖到这里，或";
+    render_hint: "Drop a photo and a video or take here, or", "将照片和视频（或动作录制）拖到这里，或";
     choose_files: "choose files", "选择文件";
-    render_hint_end: "Several photos with one video make one job each.", "多张照片配一个视频会各成一个任务。";
+    render_hint_end: "· several photos make one job each", "· 多张照片会各成一个任务";
+    waits_for_driver: "waits for a video or take", "等待视频或动作录制";
+    waits_for_photo: "waits for a photo", "等待照片";
+    forget: "Forget it", "取消等待";
+    no_jobs: "Jobs are listed here. They survive a restart.", "任务会列在这里，重启后仍会保留。";
+    running_jobs: "running", "进行中";
+    waiting_jobs: "waiting", "等待中";
+    other_driver: "Another video, picture or take…", "其他视频、图片或动作录制…";
+    needs_choice: "Choose a job to see a frame of it", "选择一个任务以预览";
     cancel: "Cancel", "取消";
     retry: "Retry", "重试";
     remove: "Remove", "移除";
@@ -154,15 +171,14 @@ words! {
     done_job: "done", "完成";
     frame: "frame", "帧";
     of: "of", "/";
+    seconds: "s", "秒";
     left: "left", "剩余";
     frames: "frames", "帧";
     cancelled: "cancelled", "已取消";
     add_stage: "Add the photo on stage", "添加舞台上的照片";
-    other_half: "Now drop the other half: a photo needs a video, and a video a photo.", "请再拖入另一半：照片需要视频，视频需要照片。";
-    needs_clip: "A render job is driven by a video: choose one as the driver first.", "渲染任务需要视频驱动：请先选择一个视频。";
+    needs_clip: "A camera cannot drive a render job: record a take with T, or choose a video as the driver.", "摄像头不能驱动渲染任务：请按 T 录制动作，或选择视频作为驱动。";
     jobs_full: "The list of jobs is full: remove some first.", "任务列表已满：请先移除一些。";
     preview_coming: "The preview is on its way", "正在生成预览";
-    nothing_yet: "Nothing here yet", "这里还没有内容";
     writes_to: "writes to", "写入";
 
     model_embedded: "Comes with mimic", "随 mimic 提供";
@@ -180,7 +196,7 @@ words! {
     download_checking: "Checking", "正在校验";
     download_converting: "Converting", "正在转换";
     ms_a_frame: "ms a frame", "毫秒/帧";
-    licence: "licence", "许可";
+    licence: "licence:", "许可：";
     model_licence_note: "see weights/README.md", "见 weights/README.md";
     licence_unknown: "as its publisher says", "以发布者说明为准";
 
@@ -203,7 +219,9 @@ words! {
     key_driver: "hide or show the driver", "隐藏或显示驱动画面";
     key_swap: "swap driver and photo", "交换驱动与照片";
     key_paste: "paste a photo", "粘贴照片";
-    key_delete: "remove the photo, or the face in focus", "移除照片或选中的脸";
+    key_add_face: "add a face in the middle of the photo", "在照片中央添加脸部框";
+    key_face: "move, resize or slide what has the focus", "移动、缩放或调节选中项";
+    key_delete: "remove the photo, the face, or the job", "移除照片、脸或任务";
     key_places: "Live, Render, Models", "实时、渲染、模型";
     key_tuning: "hide or show the tuning", "隐藏或显示调节面板";
     key_help: "these keys", "显示快捷键";

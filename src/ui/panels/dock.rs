@@ -14,7 +14,7 @@ use crate::ui::app::App;
 use crate::ui::command::Command;
 use crate::ui::dialogs::Pick;
 use crate::ui::theme::{self, colours};
-use crate::ui::widgets::{Quiet, Room};
+use crate::ui::widgets::{Quiet, Room, menu_room};
 
 pub(super) fn show(app: &mut App, ui: &mut Ui, area: Rect) {
     let id = ui.scope_id().with("dock width");
@@ -57,7 +57,7 @@ fn buttons(app: &mut App, ui: &mut Ui, room: Room) {
     let colours = colours(ui.ctx());
     let words = app.words;
     let dot = if app.driver.is_some() {
-        theme::ON_PICTURE
+        theme::GOOD_ON_PICTURE
     } else {
         theme::DIM_ON_PICTURE
     };
@@ -65,6 +65,7 @@ fn buttons(app: &mut App, ui: &mut Ui, room: Room) {
     let picker = Quiet::new(&name)
         .icon(ICON_VIDEOCAM, dot)
         .on(true)
+        .menu()
         .within(room)
         .show(ui);
     Popup::menu(&picker)
@@ -81,6 +82,7 @@ fn buttons(app: &mut App, ui: &mut Ui, room: Room) {
         .calibrated
         .is_some_and(|at| ui.input(|i| i.time - at < 0.4));
     let mut motion = app.settings.motion;
+    let score = app.mirror.match_score;
     let commands = &mut app.commands;
     let mut button = |ui: &mut Ui, button: Quiet<'_>, tip: &str, command: Command| {
         let response = button.within(room).show(ui);
@@ -90,10 +92,16 @@ fn buttons(app: &mut App, ui: &mut Ui, room: Room) {
         response.on_hover_text(tip);
     };
     let calibrate = Quiet::new(words.calibrate).icon(ICON_CENTER_FOCUS_STRONG, theme::ON_PICTURE);
+    let tip = format!(
+        "{}\n{} {:.0} %",
+        words.calibrate_tip,
+        words.matching,
+        score * 100.0
+    );
     button(
         ui,
-        calibrate.key("C").on(flash),
-        words.calibrate_tip,
+        calibrate.key("C").on(flash).level(score),
+        &tip,
         Command::Calibrate,
     );
     let auto = Quiet::new(words.auto).on(motion.auto_reference);
@@ -137,6 +145,7 @@ fn drivers(app: &mut App, ui: &mut Ui) {
     let dim = colours(ui.ctx()).dim;
     let words = app.words;
     ui.set_min_width(220.0);
+    menu_room(ui);
     let mut wanted = None;
     let mut driver = |ui: &mut Ui, name: &str, driver: Driver, current: &Driver| {
         if ui.selectable_label(driver == *current, name).clicked() {
@@ -144,13 +153,22 @@ fn drivers(app: &mut App, ui: &mut Ui) {
         }
     };
     let current = app.settings.driver.clone();
-    ui.label(RichText::new(words.cameras).small().color(dim));
+    let quiet = |ui: &mut Ui, text: RichText| {
+        ui.horizontal(|ui| {
+            ui.add_space(10.0);
+            ui.label(text.color(dim));
+        });
+    };
+    quiet(ui, RichText::new(words.cameras).small());
     for camera in app.cameras() {
         let name = format!("{} · {}", camera.name, camera.formats);
         driver(ui, &name, Driver::Camera(camera.name.clone()), &current);
     }
     if app.cameras().is_empty() {
-        ui.label(RichText::new(words.no_camera).color(dim));
+        quiet(ui, RichText::new(words.no_camera));
+    }
+    if ui.selectable_label(false, words.look_again).clicked() {
+        app.commands.push(Command::FindCameras);
     }
     ui.separator();
     driver(ui, words.demo_driver, Driver::Demo, &current);
@@ -160,7 +178,6 @@ fn drivers(app: &mut App, ui: &mut Ui) {
     for (text, command) in [
         (words.choose_clip, Command::Pick(Pick::Clip)),
         (words.choose_take, Command::Pick(Pick::Take)),
-        (words.look_again, Command::FindCameras),
     ] {
         if ui.selectable_label(false, text).clicked() {
             wanted = Some(command);

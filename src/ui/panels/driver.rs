@@ -151,7 +151,7 @@ fn foot(app: &App, ui: &mut Ui, rect: Rect) {
         pos2(label.right() + 10.0, middle - 2.0),
         pos2(rect.right() - 44.0, middle + 2.0),
     );
-    let good = Color32::from_rgb(0x7c, 0xc4, 0x8a);
+    let good = theme::GOOD_ON_PICTURE;
     bar(
         ui.painter(),
         rail,
@@ -159,7 +159,10 @@ fn foot(app: &App, ui: &mut Ui, rect: Rect) {
         Color32::from_white_alpha(40),
         good,
     );
-    let number = format!("{:.0}", score * 100.0);
+    let number = match app.mirror.seen {
+        true => format!("{:.0}", score * 100.0),
+        false => String::new(),
+    };
     ui.painter().text(
         pos2(rect.right() - 12.0, middle),
         Align2::RIGHT_CENTER,

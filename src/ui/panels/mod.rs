@@ -3,6 +3,7 @@
 
 mod dock;
 mod driver;
+mod job;
 mod models;
 mod overlays;
 mod reel;
@@ -66,7 +67,7 @@ pub(super) fn draw(app: &mut App, ui: &mut Ui) {
             CentralPanel::default()
                 .frame(ground)
                 .show(ui, |ui| stage::show(app, ui));
-            if narrow {
+            if narrow || !app.open.tuning {
                 tuning::drawer(app, ui);
             }
         }

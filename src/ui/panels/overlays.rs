@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use eframe::egui::{
-    Align2, Area, Frame, Id, Margin, Modal, Order, RichText, Stroke, Ui, Vec2, vec2,
+    Align2, Area, Frame, Id, Margin, Modal, Order, RichText, Stroke, TextStyle, TextWrapMode, Ui,
+    Vec2, WidgetText, vec2,
 };
 use egui_material_icons::icons::{ICON_CLOSE, ICON_INFO, ICON_WARNING};
 
 use super::reel::dashed;
-use super::tuning::knob;
+use super::tuning::{DRAWER, knob};
 use crate::settings::{Hold, Language, Theme};
 use crate::ui::app::{App, ModelState};
 use crate::ui::command::{Command, Place};
@@ -33,10 +34,17 @@ fn notices(app: &mut App, ui: &mut Ui) {
     let colours = colours(ui.ctx());
     let shown: Vec<_> = app.notices.shown().cloned().collect();
     let died = matches!(app.model, ModelState::Failed(_));
-    let mut wanted = None;
+    let mut wanted = Vec::new();
+    // Over the stage, not over what is tuned.
+    let window = ui.ctx().content_rect().width();
+    let side = match app.place {
+        Place::Live if app.open.tuning && !app.open.full_screen => DRAWER,
+        _ => 0.0,
+    };
+    let width = (window - side - 360.0).clamp(160.0, 420.0);
     Area::new(Id::unique("notices"))
         .order(Order::Foreground)
-        .anchor(Align2::CENTER_TOP, vec2(0.0, 60.0))
+        .anchor(Align2::CENTER_TOP, vec2(-side / 2.0, 60.0))
         .show(ui.ctx(), |ui| {
             for notice in &shown {
                 let frame = Frame::NONE
@@ -52,26 +60,35 @@ fn notices(app: &mut App, ui: &mut Ui) {
                             Kind::Problem => (ICON_WARNING, colours.bad),
                         };
                         ui.label(icon.rich_text().size(16.0).color(colour));
-                        ui.vertical(|ui| {
-                            ui.set_max_width(420.0);
-                            ui.label(RichText::new(&notice.text).color(colours.text));
-                        });
+                        // A galley stands in the middle of the line, however high it is.
+                        let text = RichText::new(&notice.text).color(colours.text);
+                        let text = WidgetText::from(text).into_galley(
+                            ui,
+                            Some(TextWrapMode::Wrap),
+                            width,
+                            TextStyle::Body,
+                        );
+                        ui.label(text);
+                        if let Some((what, command)) = &notice.offer
+                            && ui.button(*what).clicked()
+                        {
+                            wanted.push(command.clone());
+                            wanted.push(Command::Dismiss(notice.id));
+                        }
                         if died
                             && notice.kind == Kind::Problem
                             && ui.button(app.words.restart).clicked()
                         {
-                            wanted = Some(Command::Restart);
+                            wanted.push(Command::Restart);
                         }
                         if icon_button(ui, ICON_CLOSE, app.words.close).clicked() {
-                            wanted = Some(Command::Dismiss(notice.id));
+                            wanted.push(Command::Dismiss(notice.id));
                         }
                     });
                 });
             }
         });
-    if let Some(command) = wanted {
-        app.want(command);
-    }
+    app.commands.extend(wanted);
 }
 
 fn keys(app: &mut App, ui: &mut Ui) {
@@ -89,6 +106,8 @@ fn keys(app: &mut App, ui: &mut Ui) {
         ("W", words.key_swap),
         ("P", words.key_tuning),
         ("Ctrl V", words.key_paste),
+        ("A", words.key_add_face),
+        ("Left  Right  +  –", words.key_face),
         ("Delete", words.key_delete),
         ("F2  F3  F4", words.key_places),
         ("?  F1", words.key_help),
@@ -99,13 +118,16 @@ fn keys(app: &mut App, ui: &mut Ui) {
         .frame(sheet(ui))
         .show(ui.ctx(), |ui| {
             title(ui, words.help);
+            let half = rows.len().div_ceil(2);
             eframe::egui::Grid::new("keys")
-                .num_columns(2)
-                .spacing(vec2(28.0, 8.0))
+                .num_columns(4)
+                .spacing(vec2(20.0, 6.0))
                 .show(ui, |ui| {
-                    for (key, what) in rows {
-                        ui.label(RichText::new(key).strong());
-                        ui.label(RichText::new(what).color(dim));
+                    for row in 0..half {
+                        for (key, what) in rows.iter().skip(row).step_by(half) {
+                            ui.label(RichText::new(*key).font(theme::strong(13.0)));
+                            ui.label(RichText::new(*what).color(dim));
+                        }
                         ui.end_row();
                     }
                 });
@@ -202,13 +224,14 @@ fn dropping(app: &App, ui: &mut Ui) {
         .map(|file| kind(file.path.as_deref().unwrap_or(Path::new(""))))
         .collect();
     let has = |wanted: logic::Kind| kinds.contains(&wanted);
-    let clip = has(logic::Kind::Clip) || has(logic::Kind::Take);
-    let text = match (has(logic::Kind::Photo), clip) {
+    let (clip, take) = (has(logic::Kind::Clip), has(logic::Kind::Take));
+    let text = match (has(logic::Kind::Photo), clip || take) {
         _ if has(logic::Kind::Enhancer) => words.drop_enhancer,
         _ if has(logic::Kind::Model) => words.drop_model,
         (true, true) => words.drop_both,
         _ if app.place == Place::Render => words.drop_render,
         (true, false) => words.drop_photos,
+        _ if take => words.drop_take,
         _ => words.drop_clip,
     };
     let colours = colours(ui.ctx());
@@ -223,7 +246,11 @@ fn dropping(app: &App, ui: &mut Ui) {
             dashed(ui, screen.shrink(24.0), colours.accent);
             let mut child = ui.new_child(eframe::egui::UiBuilder::new().max_rect(screen));
             child.centered_and_justified(|ui| {
-                ui.label(RichText::new(text).size(22.0).color(colours.text));
+                ui.label(
+                    RichText::new(text)
+                        .font(theme::strong(22.0))
+                        .color(colours.text),
+                );
             });
         });
 }
@@ -238,6 +265,6 @@ fn sheet(ui: &Ui) -> Frame {
 }
 
 fn title(ui: &mut Ui, text: &str) {
-    ui.label(RichText::new(text).size(17.0).strong());
+    ui.label(RichText::new(text).font(theme::strong(17.0)));
     ui.add_space(8.0);
 }

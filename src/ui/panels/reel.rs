@@ -4,16 +4,17 @@ use eframe::egui::{
     Align2, Color32, FontId, Image, Rect, Role, ScrollArea, Sense, Stroke, StrokeKind, Ui, Vec2,
     WidgetInfo, pos2, vec2,
 };
-use egui_material_icons::icons::{ICON_ADD, ICON_BROKEN_IMAGE};
+use egui_material_icons::icons::{ICON_ADD, ICON_BROKEN_IMAGE, ICON_CLOSE};
 
 use crate::ui::app::App;
 use crate::ui::command::Command;
 use crate::ui::dialogs::Pick;
 use crate::ui::reel::State;
 use crate::ui::theme::{self, colours};
-use crate::ui::widgets::paint_icon;
+use crate::ui::widgets::{icon_button_at, paint_icon};
 
 const SIDE: f32 = 70.0;
+const CROSS: Vec2 = Vec2::splat(18.0);
 
 pub(super) fn show(app: &mut App, ui: &mut Ui) {
     let colours = colours(ui.ctx());
@@ -71,6 +72,16 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
                 if response.clicked() {
                     wanted = Some(Command::ShowPhoto(index));
                 }
+                let cross = Rect::from_center_size(rect.right_top() + vec2(-10.0, 10.0), CROSS);
+                if response.contains_pointer() || ui.rect_contains_pointer(cross) {
+                    ui.painter()
+                        .circle_filled(cross.center(), 9.0, theme::OVER_PICTURE);
+                    let what = format!("{}: {}", app.words.remove_photo, photo.name());
+                    let cross = icon_button_at(ui, cross, ICON_CLOSE, &what, theme::ON_PICTURE);
+                    if cross.clicked() {
+                        wanted = Some(Command::RemovePhoto(index));
+                    }
+                }
                 response.context_menu(|ui| {
                     if ui.button(app.words.remove_photo).clicked() {
                         wanted = Some(Command::RemovePhoto(index));
@@ -93,6 +104,11 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
             if response.clicked() {
                 wanted = Some(Command::Pick(Pick::Photos));
             }
+            response.context_menu(|ui| {
+                if ui.button(app.words.paste_photo).clicked() {
+                    wanted = Some(Command::PastePhoto);
+                }
+            });
             response.on_hover_text(app.words.add_photo);
             ui.add_space(10.0);
         });

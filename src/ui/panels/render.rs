@@ -1,14 +1,17 @@
 //! The Render place: the jobs at the left, the chosen one's preview and settings at the right.
 
-use eframe::egui::{
-    Align, Frame, Image, Layout, Margin, Rect, RichText, Role, ScrollArea, Sense, Stroke,
-    TextureHandle, Ui, UiBuilder, Vec2, WidgetInfo, load::SizedTexture, pos2, vec2,
-};
-use egui_material_icons::icons::{ICON_ARROW_BACK, ICON_IMAGE, ICON_MOVIE};
+use std::path::Path;
 
+use eframe::egui::{
+    Align, Align2, FontId, Frame, Image, Label, Layout, Margin, Rect, RichText, Role, ScrollArea,
+    Sense, Stroke, TextureHandle, Ui, UiBuilder, Vec2, WidgetInfo, pos2, text::LayoutJob, vec2,
+};
+use egui_material_icons::icons::{
+    ICON_ARROW_BACK, ICON_DELETE, ICON_GESTURE, ICON_IMAGE, ICON_MOVIE, ICON_VIDEO_FILE,
+};
+
+use super::job;
 use super::reel::dashed;
-use super::stage::fit;
-use super::tuning::knob;
 use crate::pipeline::queue::{RenderJob, State};
 use crate::settings::{Driver, PhotoOrigin};
 use crate::ui::app::App;
@@ -16,7 +19,7 @@ use crate::ui::command::Command;
 use crate::ui::dialogs::Pick;
 use crate::ui::jobs::{JobCommand, Look};
 use crate::ui::theme::{self, Colours, colours};
-use crate::ui::widgets::{paint_icon, primary, progress, rail};
+use crate::ui::widgets::{icon_button, paint_icon, progress};
 use crate::ui::words::Words;
 
 const ROW: f32 = 90.0;
@@ -32,7 +35,7 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
                 .fill(colours.panel)
                 .inner_margin(Margin::same(22)),
         )
-        .show(ui, |ui| preview(app, ui, &colours));
+        .show(ui, |ui| job::show(app, ui, &colours));
     ScrollArea::vertical()
         .auto_shrink([false, false])
         .show(ui, |ui| {
@@ -48,6 +51,9 @@ fn list(app: &mut App, ui: &mut Ui, colours: &Colours) {
     ui.add_space(4.0);
     hint(app, ui, colours);
     ui.add_space(4.0);
+    if app.jobs.queue.jobs().is_empty() {
+        empty(ui, words, colours);
+    }
     let mut wanted = None;
     for job in app.jobs.queue.jobs() {
         let chosen = app.jobs.chosen == Some(job.id);
@@ -60,31 +66,63 @@ fn list(app: &mut App, ui: &mut Ui, colours: &Colours) {
     }
 }
 
-/// The place to drop files on.
+/// The place to drop files on; it says what waits for its other half.
 fn hint(app: &mut App, ui: &mut Ui, colours: &Colours) {
     let words = app.words;
     let (rect, _) = ui.allocate_exact_size(vec2(ui.available_width(), 66.0), Sense::hover());
     dashed(ui, rect, colours.line.gamma_multiply(1.8));
     let inner = UiBuilder::new()
-        .max_rect(rect.shrink(12.0))
-        .layout(Layout::left_to_right(Align::Center));
-    ui.scope_builder(inner, |ui| {
+        .max_rect(rect.shrink2(vec2(20.0, 12.0)))
+        .layout(Layout::right_to_left(Align::Center));
+    // A scope would move what comes next up to its own end.
+    ui.new_child(inner).scope(|ui| {
         ui.spacing_mut().item_spacing.x = 5.0;
-        ui.add_space(8.0);
-        ui.label(RichText::new(words.render_hint).color(colours.dim));
-        if ui
-            .link(RichText::new(words.choose_files).color(colours.accent))
-            .clicked()
-        {
-            app.want(Command::Pick(Pick::Jobs));
+        if ui.button(words.add_stage).clicked() {
+            app.want(Command::Job(JobCommand::AddStage));
         }
-        ui.label(RichText::new(words.render_hint_end).color(colours.dim));
-        ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-            if ui.button(words.add_stage).clicked() {
-                app.want(Command::Job(JobCommand::AddStage));
+        ui.add_space(12.0);
+        let left = Layout::left_to_right(Align::Center);
+        ui.with_layout(left, |ui| match app.jobs.half() {
+            Some((files, has_photo)) => {
+                let waits = if has_photo {
+                    words.waits_for_driver
+                } else {
+                    words.waits_for_photo
+                };
+                let rest = ui.available_width() - 130.0;
+                let text = RichText::new(format!("{files} {waits}.")).color(colours.accent);
+                let size = vec2(rest.max(60.0), 20.0);
+                ui.allocate_ui(size, |ui| ui.add(Label::new(text).truncate()));
+                if ui.link(words.choose_files).clicked() {
+                    app.want(Command::Pick(Pick::Jobs));
+                }
+                ui.label(RichText::new("·").color(colours.dim));
+                if ui.link(words.forget).clicked() {
+                    app.want(Command::Job(JobCommand::ForgetHalf));
+                }
+            }
+            None => {
+                ui.label(RichText::new(words.render_hint).color(colours.dim));
+                if ui.link(words.choose_files).clicked() {
+                    app.want(Command::Pick(Pick::Jobs));
+                }
+                // Where there is room for it.
+                if rect.width() > 720.0 {
+                    ui.label(RichText::new(words.render_hint_end).color(colours.dim));
+                }
             }
         });
     });
+}
+
+fn empty(ui: &mut Ui, words: &Words, colours: &Colours) {
+    let area = ui.available_rect_before_wrap();
+    let middle = pos2(area.center().x, area.top() + 120.0);
+    paint_icon(ui, middle, ICON_VIDEO_FILE, 40.0, colours.line);
+    let at = middle + vec2(0.0, 40.0);
+    let font = FontId::proportional(13.0);
+    ui.painter()
+        .text(at, Align2::CENTER_CENTER, words.no_jobs, font, colours.dim);
 }
 
 fn row(
@@ -96,7 +134,7 @@ fn row(
     colours: &Colours,
 ) -> Option<JobCommand> {
     let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), ROW), Sense::click());
-    let name = format!("{} + {}", photo_name(job), driver_name(job, words));
+    let name = format!("{} + {}", photo_name(job), driver_name(&job.driver, words));
     response.widget_info(|| WidgetInfo::selected(Role::Button, true, chosen, &name));
     let edge = if chosen { colours.accent } else { colours.line };
     ui.painter().rect(
@@ -126,7 +164,10 @@ fn row(
         ui,
         square(rect.left() + 150.0),
         look.and_then(|look| look.driver.as_ref()),
-        ICON_MOVIE,
+        match job.driver {
+            Driver::Take(_) => ICON_GESTURE,
+            _ => ICON_MOVIE,
+        },
         colours,
     );
 
@@ -138,7 +179,12 @@ fn row(
     let inner = UiBuilder::new()
         .max_rect(body)
         .layout(Layout::right_to_left(Align::Center));
-    ui.scope_builder(inner, |ui| {
+    ui.new_child(inner).scope(|ui| {
+        if !matches!(job.state, State::Running(_))
+            && icon_button(ui, ICON_DELETE, words.remove).clicked()
+        {
+            wanted = Some(JobCommand::Remove(job.id));
+        }
         let mut button = |ui: &mut Ui, text: &str, command: JobCommand| {
             if ui.button(text).clicked() {
                 wanted = Some(command);
@@ -146,13 +192,11 @@ fn row(
         };
         match &job.state {
             State::Running(_) => button(ui, words.cancel, JobCommand::Cancel(job.id)),
-            State::Waiting => button(ui, words.remove, JobCommand::Remove(job.id)),
+            State::Waiting => {}
             State::Failed(_) | State::Cancelled => {
-                button(ui, words.remove, JobCommand::Remove(job.id));
                 button(ui, words.retry, JobCommand::Retry(job.id));
             }
             State::Done { outputs, .. } => {
-                button(ui, words.remove, JobCommand::Remove(job.id));
                 if let Some(output) = outputs.first() {
                     button(ui, words.show_in_folder, JobCommand::Reveal(output.clone()));
                     button(ui, words.open, JobCommand::Open(output.clone()));
@@ -166,14 +210,18 @@ fn row(
             |ui| {
                 ui.add_space(8.0);
                 ui.add(
-                    eframe::egui::Label::new(RichText::new(&name).strong().color(colours.text))
-                        .truncate(),
+                    Label::new(
+                        RichText::new(&name)
+                            .font(theme::strong(13.0))
+                            .color(colours.text),
+                    )
+                    .truncate(),
                 );
                 let (text, colour) = state(job, look, words, colours);
-                ui.add(
-                    eframe::egui::Label::new(RichText::new(text).size(12.0).color(colour))
-                        .truncate(),
-                );
+                let font = FontId::proportional(12.0);
+                let mut text = LayoutJob::simple(text, font, colour, width);
+                text.wrap.max_rows = 2;
+                ui.label(text);
                 if let State::Running(step) = &job.state {
                     progress(ui, width - 12.0, step.way().unwrap_or(0.0), colours.accent);
                 }
@@ -209,7 +257,7 @@ fn state(
                 .total
                 .map_or(String::new(), |total| format!(" {} {total}", words.of));
             let left = step.left().map_or(String::new(), |left| {
-                format!(" · {left:.0} s {}", words.left)
+                format!(" · {} {}", duration(left, words), words.left)
             });
             let text = format!(
                 "{} {}{of} · {:.1} {}{left}",
@@ -222,100 +270,20 @@ fn state(
             frames,
             seconds,
         } => {
-            let file = outputs
-                .first()
-                .map_or(String::new(), |path| path.display().to_string());
+            let file = outputs.first().map_or(String::new(), |path| {
+                name_of(path.file_name().map(Path::new))
+            });
             let text = format!(
-                "{} · {frames} {}, {seconds:.0} s · {file}",
-                words.done_job, words.frames
+                "{} · {frames} {}, {} · {file}",
+                words.done_job,
+                words.frames,
+                duration(*seconds, words)
             );
             (text, colours.good)
         }
         State::Failed(why) => (why.clone(), colours.bad),
         State::Cancelled => (words.cancelled.to_owned(), colours.dim),
     }
-}
-
-/// The chosen job: one frame of its result, a slider over the clip, its settings.
-fn preview(app: &mut App, ui: &mut Ui, colours: &Colours) {
-    let words = app.words;
-    ui.label(RichText::new(words.preview).strong());
-    ui.add_space(4.0);
-    let waiting = app.jobs.queue.waiting();
-    let foot = 56.0;
-    let height = (ui.available_height() - 250.0 - foot).max(120.0);
-    let (area, _) = ui.allocate_exact_size(vec2(ui.available_width(), height), Sense::hover());
-    let shown = matches!(app.jobs.shown, Some(Ok(_)));
-    match app.jobs.preview.texture().filter(|_| shown) {
-        Some((id, size)) => {
-            let rect = fit(size, area);
-            Image::new(SizedTexture::new(id, rect.size()))
-                .corner_radius(theme::CARD_RADIUS)
-                .paint_at(ui, rect);
-        }
-        None => {
-            ui.painter()
-                .rect_filled(area, theme::CARD_RADIUS, colours.ground);
-            let text = match &app.jobs.shown {
-                Some(Err(why)) => why.as_str(),
-                _ if app.jobs.asked => words.preview_coming,
-                _ => words.nothing_yet,
-            };
-            let inner = UiBuilder::new().max_rect(area.shrink(16.0));
-            ui.scope_builder(inner, |ui| {
-                ui.centered_and_justified(|ui| ui.label(RichText::new(text).color(colours.dim)));
-            });
-        }
-    }
-    if let Some(job) = app.jobs.chosen().cloned() {
-        let frames = app.jobs.looks.get(&job.id).and_then(|look| look.frames);
-        if let Some((count, fps)) = frames.filter(|(count, _)| *count > 1) {
-            let last = count.saturating_sub(1);
-            let time = |frame: u64| {
-                let seconds = frame as f64 / fps.max(1.0);
-                format!("{:02}:{:04.1}", (seconds / 60.0) as u64, seconds % 60.0)
-            };
-            ui.horizontal(|ui| {
-                ui.label(time(app.jobs.frame));
-                ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-                    ui.label(time(last));
-                    ui.label(
-                        RichText::new(format!("{} {}", words.frame, app.jobs.frame))
-                            .color(colours.dim),
-                    );
-                });
-            });
-            let mut way = app.jobs.frame as f32 / last as f32;
-            let before = way;
-            rail(
-                ui,
-                ui.available_width(),
-                &mut way,
-                0.0..=1.0,
-                colours,
-                words.frame,
-            );
-            if way != before {
-                let frame = (f64::from(way) * last as f64).round() as u64;
-                app.want(Command::Job(JobCommand::Seek(frame)));
-            }
-        }
-        let (mut blend, mut motion) = (job.blend, job.motion);
-        let knob = |name, tip, range, usual| knob(words, name, tip, range, usual);
-        let mut changed =
-            knob(words.ratio, words.ratio_tip, 0.1..=1.0, 0.4).show(ui, &mut blend.ratio);
-        changed |= knob(words.detail, words.detail_tip, 0.0..=1.0, 0.5).show(ui, &mut blend.detail);
-        changed |= knob(words.scale, words.scale_tip, 0.0..=2.0, 1.0).show(ui, &mut motion.scale);
-        if changed {
-            app.want(Command::Job(JobCommand::Tune(job.id, blend, motion)));
-        }
-    }
-    ui.with_layout(Layout::bottom_up(Align::Center), |ui| {
-        let text = format!("{} ({waiting})", words.render_waiting);
-        if primary(ui, &text, waiting > 0 && !app.jobs.queue.is_running()).clicked() {
-            app.want(Command::Job(JobCommand::Go));
-        }
-    });
 }
 
 fn thumb(
@@ -343,24 +311,32 @@ fn thumb(
     }
 }
 
-fn photo_name(job: &RenderJob) -> String {
-    match &job.photo {
-        PhotoOrigin::Painting(name) => name.clone(),
-        PhotoOrigin::File(path) => path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
+fn duration(seconds: f64, words: &Words) -> String {
+    match seconds {
+        seconds if seconds < 100.0 => format!("{seconds:.0} {}", words.seconds),
+        seconds => format!(
+            "{:.0}:{:02.0}",
+            (seconds / 60.0).floor(),
+            (seconds % 60.0).floor()
+        ),
     }
 }
 
-fn driver_name(job: &RenderJob, words: &Words) -> String {
-    match &job.driver {
-        Driver::Clip(path) | Driver::Take(path) => path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
-        _ => words.demo_driver.to_owned(),
+fn photo_name(job: &RenderJob) -> String {
+    match &job.photo {
+        PhotoOrigin::Painting(name) => name.clone(),
+        PhotoOrigin::File(path) => name_of(path.file_stem().map(Path::new)),
     }
+}
+
+pub(super) fn driver_name(driver: &Driver, words: &Words) -> String {
+    match driver {
+        Driver::Clip(path) | Driver::Take(path) => name_of(path.file_name().map(Path::new)),
+        Driver::Camera(name) => name.clone(),
+        Driver::Demo => words.demo_driver.to_owned(),
+    }
+}
+
+fn name_of(path: Option<&Path>) -> String {
+    path.map_or(String::new(), |path| path.display().to_string())
 }

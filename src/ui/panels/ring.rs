@@ -9,6 +9,7 @@ use crate::geometry;
 use crate::ui::app::App;
 use crate::ui::command::Command;
 use crate::ui::theme;
+use crate::ui::widgets::keep_arrows;
 
 /// Where on the ring the handle sits, in degrees from the right, upwards.
 const HANDLE_AT: f32 = 45.0;
@@ -23,20 +24,13 @@ pub(super) fn show(app: &mut App, ui: &mut Ui, photo: Rect, zoom: f32, strength:
         Some(photo) => photo.faces.clone(),
         None => return,
     };
-    // Under the faces: a double click makes a new one.
-    let under = ui.interact(photo, ui.scope_id().with("photo"), Sense::click());
+    // Under the faces: a double click makes a new one, as the key A does in the middle.
+    let under = ui.interact(photo, ui.scope_id().with("photo"), Sense::CLICK);
     if under.double_clicked()
         && let Some(at) = under.interact_pointer_pos()
     {
         let at = (at - photo.min) / zoom;
-        let half = photo.size().min_elem() / zoom / 5.0;
-        let edge = |v: f32| v.round() as i32;
-        app.want(Command::AddFace(geometry::Rect::new(
-            edge(at.x - half),
-            edge(at.y - half),
-            edge(at.x + half),
-            edge(at.y + half),
-        )));
+        app.want(Command::AddFace(Some([at.x as i32, at.y as i32])));
     } else if under.clicked() {
         app.face = None;
     }
@@ -129,25 +123,26 @@ fn frame(
         app.want(Command::MoveFace(index, crop));
     }
     if chosen && response.has_focus() {
-        let step = ui.input(|i| {
-            let pressed = |key| f32::from(i.key_pressed(key));
-            vec2(
+        keep_arrows(ui, &response);
+        let (x, y, grow) = ui.input(|i| {
+            let pressed = |key| 4 * i32::from(i.key_pressed(key));
+            (
                 pressed(Key::ArrowRight) - pressed(Key::ArrowLeft),
                 pressed(Key::ArrowDown) - pressed(Key::ArrowUp),
+                pressed(Key::Plus) + pressed(Key::Equals) - pressed(Key::Minus),
             )
         });
-        if step != Vec2::ZERO {
-            let by = |v: f32| (v * 4.0) as i32;
-            let crop = app
-                .reel
-                .current()
-                .and_then(|photo| photo.faces.get(index))
-                .map(|face| face.crop);
-            if let Some(c) = crop {
-                let (x, y) = (by(step.x), by(step.y));
-                let moved = geometry::Rect::new(c.x1 + x, c.y1 + y, c.x2 + x, c.y2 + y);
-                app.want(Command::MoveFace(index, moved));
-            }
+        let face = app.reel.current().and_then(|photo| photo.faces.get(index));
+        if let Some(c) = face.map(|face| face.crop)
+            && (x, y, grow) != (0, 0, 0)
+        {
+            let moved = geometry::Rect::new(
+                c.x1 + x - grow,
+                c.y1 + y - grow,
+                c.x2 + x + grow,
+                c.y2 + y + grow,
+            );
+            app.want(Command::MoveFace(index, moved));
         }
     }
     if near_edge {
@@ -203,6 +198,7 @@ fn handle(app: &mut App, ui: &mut Ui, index: usize, own: Option<f32>, crop: Rect
             f32::from(i.key_pressed(Key::ArrowRight)) - f32::from(i.key_pressed(Key::ArrowLeft))
         });
         changed = (step != 0.0).then_some(ratio + 0.02 * step).or(changed);
+        keep_arrows(ui, &response);
     }
     if let Some(ratio) = changed {
         let ratio = (ratio.clamp(0.1, 1.0) * 100.0).round() / 100.0;

@@ -1,12 +1,16 @@
 //! The middle: the animated photo, as large as fits, and what lies over it.
 
-use eframe::egui::{Align2, Color32, Event, FontId, Image, Rect, Ui, Vec2, load::SizedTexture};
+use eframe::egui::{
+    Align2, Color32, Event, FontId, Image, Rect, Ui, Vec2, load::SizedTexture, vec2,
+};
+use egui_material_icons::icons::ICON_FACE;
 
 use super::tuning::DRAWER;
 use super::{dock, driver, is_narrow, ring};
 use crate::ui::app::App;
 use crate::ui::reel::State;
 use crate::ui::theme::{self, colours};
+use crate::ui::widgets::paint_icon;
 
 /// What lies over the picture goes after so many seconds without the mouse.
 const LINGER: f64 = 3.0;
@@ -33,6 +37,9 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
         Some((rect, zoom)) if !swapped => ring::show(app, ui, rect, zoom, strength),
         Some((rect, zoom)) => driver::overlay(app, ui, rect, zoom),
         None => empty(app, ui, area),
+    }
+    if app.mirror.seen && !app.mirror.found {
+        lost(app, ui, shown.map_or(area, |(rect, _)| rect));
     }
     if strength > 0.0 {
         ui.scope(|ui| {
@@ -67,7 +74,7 @@ fn strength(app: &mut App, ui: &Ui) -> f32 {
 fn empty(app: &App, ui: &Ui, area: Rect) {
     let colours = colours(ui.ctx());
     let text = match app.reel.current().map(|photo| &photo.state) {
-        None => app.words.add_photo.to_owned(),
+        None => app.words.empty_reel.to_owned(),
         Some(State::Failed(why)) => why.clone(),
         Some(_) => app.words.opening.to_owned(),
     };
@@ -77,6 +84,21 @@ fn empty(app: &App, ui: &Ui, area: Rect) {
         .layout(text, font, colours.dim, area.width() * 0.6);
     let at = Align2::CENTER_CENTER.align_size_within_rect(galley.size(), area);
     ui.painter().galley(at.min, galley, colours.dim);
+}
+
+/// The mark that nobody drives: it does not fade, and is not part of the picture that is put out.
+fn lost(app: &App, ui: &Ui, picture: Rect) {
+    let text = app.words.face_lost.to_owned();
+    let font = FontId::proportional(13.0);
+    let galley = ui.painter().layout_no_wrap(text, font, theme::ON_PICTURE);
+    let size = galley.size() + vec2(16.0 + 20.0 + 16.0, 16.0);
+    let place = Rect::from_center_size(picture.center_top() + vec2(0.0, 16.0 + size.y / 2.0), size);
+    card(ui, place);
+    let middle = place.left_center();
+    let icon = middle + vec2(24.0, 0.0);
+    paint_icon(ui, icon, ICON_FACE, 16.0, theme::MARK);
+    let at = middle + vec2(38.0, -galley.size().y / 2.0);
+    ui.painter().galley(at, galley, theme::ON_PICTURE);
 }
 
 /// The largest place for a picture of that size.

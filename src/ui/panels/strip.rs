@@ -1,10 +1,12 @@
 //! The line at the bottom: what is measured, and on what it truly runs. A click shows the last minute.
 
 use eframe::egui::{
-    Align, Align2, Color32, FontId, Frame, Layout, Margin, Pos2, Rect, RichText, Role, Sense,
-    Shape, Stroke, Ui, WidgetInfo, pos2, vec2,
+    Align, Align2, Color32, FontId, Frame, Label, Layout, Margin, Pos2, Rect, RichText, Role,
+    Sense, Shape, Stroke, Ui, WidgetInfo, pos2, vec2,
 };
 
+use crate::pipeline::live::Stages;
+use crate::settings::Driver;
 use crate::ui::app::{App, ModelState};
 use crate::ui::command::{Command, Place};
 use crate::ui::theme::{self, Colours, colours};
@@ -24,11 +26,15 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
                     Place::Render => render(app, ui, &colours),
                     Place::Models => {}
                 }
-                ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-                    device(app, ui, &colours);
+                ui.with_layout(Layout::right_to_left(Align::Center), |ui| match app.place {
+                    Place::Render => writes_to(app, ui, &colours),
+                    _ => device(app, ui, &colours),
                 });
             });
         });
+    if app.place != Place::Live {
+        return;
+    }
     let response = ui.interact(ui.min_rect(), ui.scope_id().with("strip"), Sense::click());
     response.widget_info(|| WidgetInfo::labeled(Role::Button, true, app.words.last_minute));
     if response.clicked() {
@@ -36,18 +42,50 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
         show.plot = !show.plot;
         app.want(Command::Show(show));
     }
-    response.on_hover_text(app.words.strip_tip);
+    response.on_hover_ui(|ui| {
+        for (stage, ms, device) in stages(app) {
+            ui.label(format!(
+                "{stage}: {ms:.1} ms {} {device}",
+                app.words.on_device
+            ));
+        }
+        ui.label(RichText::new(app.words.strip_tip).color(colours.dim));
+    });
+}
+
+/// What each stage takes, and on what it truly runs.
+fn stages(app: &App) -> [(&'static str, f32, String); 4] {
+    let (words, stats) = (app.words, &app.stats);
+    let networks = match &app.model {
+        ModelState::Ready { device, .. } => device.clone(),
+        _ => String::new(),
+    };
+    let Stages {
+        crop,
+        keypoints,
+        generate,
+    } = stats.stages;
+    [
+        (words.stage_face, crop, networks.clone()),
+        (words.stage_keypoints, keypoints, networks.clone()),
+        (words.stage_generator, generate, networks),
+        (words.stage_composing, stats.compose, app.stage.device()),
+    ]
 }
 
 fn measured(app: &App, ui: &mut Ui, colours: &Colours) {
     let (words, stats) = (app.words, &app.stats);
     let part =
         |ui: &mut Ui, text: String| ui.label(RichText::new(text).size(12.5).color(colours.text));
+    let source = match app.settings.driver {
+        Driver::Camera(_) => words.camera,
+        _ => words.driver_rate,
+    };
     part(
         ui,
-        format!("{} {:.0} {}", words.camera, stats.driver_fps(), words.fps),
+        format!("{source} {:.0} {}", stats.driver_fps(), words.fps),
     );
-    let inference = part(
+    part(
         ui,
         format!(
             "{} {:.1} {} · {:.0} ms",
@@ -57,15 +95,6 @@ fn measured(app: &App, ui: &mut Ui, colours: &Colours) {
             stats.stages.total()
         ),
     );
-    inference.on_hover_text(format!(
-        "{:.1} + {:.1} + {:.1} ms, {} {:.1} ms ({})",
-        stats.stages.crop,
-        stats.stages.keypoints,
-        stats.stages.generate,
-        words.composing,
-        stats.compose,
-        app.stage.device(),
-    ));
     part(ui, format!("{} {:.0} ms", words.latency, stats.latency));
     part(ui, format!("{} {}", words.dropped, stats.dropped));
     if let Some(every) = stats.enhanced_every {
@@ -87,6 +116,22 @@ fn measured(app: &App, ui: &mut Ui, colours: &Colours) {
 }
 
 fn render(app: &App, ui: &mut Ui, colours: &Colours) {
+    let (queue, words) = (&app.jobs.queue, app.words);
+    let mut parts = Vec::new();
+    if queue.is_running() {
+        parts.push(format!("1 {}", words.running_jobs));
+    }
+    if queue.waiting() > 0 {
+        parts.push(format!("{} {}", queue.waiting(), words.waiting_jobs));
+    }
+    ui.label(
+        RichText::new(parts.join(" · "))
+            .size(12.5)
+            .color(colours.text),
+    );
+}
+
+fn writes_to(app: &App, ui: &mut Ui, colours: &Colours) {
     let text = format!("{} {}", app.words.writes_to, app.output_folder().display());
     ui.label(RichText::new(text).size(12.5).color(colours.dim));
 }
@@ -104,16 +149,40 @@ fn device(app: &App, ui: &mut Ui, colours: &Colours) {
             (text, colours.accent)
         }
     };
-    ui.label(RichText::new(text).size(12.5).color(colours.text));
+    let text = RichText::new(text).size(12.5).color(colours.text);
+    ui.add(Label::new(text).truncate());
     let (dot, _) = ui.allocate_exact_size(vec2(8.0, 8.0), Sense::hover());
     ui.painter()
         .circle_filled(pos2(dot.center().x + 8.0, dot.center().y), 4.0, colour);
 }
 
-/// Frames per second and latency over the last minute.
+/// What each stage takes, and frames per second and latency over the last minute.
 fn plot(app: &App, ui: &mut Ui, colours: &Colours) {
-    let (rect, _) = ui.allocate_exact_size(vec2(ui.available_width(), 96.0), Sense::hover());
-    let inner = rect.shrink2(vec2(theme::PADDING, 12.0));
+    let (rect, _) = ui.allocate_exact_size(vec2(ui.available_width(), 112.0), Sense::hover());
+    let mut inner = rect.shrink2(vec2(theme::PADDING, 14.0));
+    let small = FontId::proportional(12.0);
+    for (i, (stage, ms, device)) in stages(app).into_iter().enumerate() {
+        let y = inner.top() + 20.0 * i as f32;
+        let painter = ui.painter();
+        let column = |x: f32, align: Align2, text: String, colour: Color32| {
+            painter.text(
+                pos2(inner.left() + x, y),
+                align,
+                text,
+                small.clone(),
+                colour,
+            );
+        };
+        column(0.0, Align2::LEFT_TOP, stage.to_owned(), colours.dim);
+        column(
+            176.0,
+            Align2::RIGHT_TOP,
+            format!("{ms:.1} ms"),
+            colours.text,
+        );
+        column(192.0, Align2::LEFT_TOP, device, colours.dim);
+    }
+    inner.min.x += (inner.width() * 0.4).clamp(360.0, 520.0);
     let minute = &app.stats.minute;
     let font = FontId::proportional(11.0);
     let line = |values: Vec<f32>, colour: Color32, unit: &str, row: f32| {

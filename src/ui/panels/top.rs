@@ -22,8 +22,7 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
         ui.horizontal_centered(|ui| {
             ui.label(
                 RichText::new("mimic")
-                    .size(16.0)
-                    .strong()
+                    .font(theme::strong(16.0))
                     .color(colours.text),
             )
         });

@@ -3,15 +3,16 @@
 use std::ops::RangeInclusive;
 
 use eframe::egui::{
-    Align2, Area, Frame, Id, Margin, Order, RichText, ScrollArea, Stroke, Ui, vec2,
+    Align, Align2, Area, Frame, Id, Layout, Margin, Order, RichText, ScrollArea, Stroke, Ui, vec2,
 };
+use egui_material_icons::icons::ICON_CLOSE;
 
 use crate::settings::{Blend, Enhance, Motion};
 use crate::ui::app::App;
 use crate::ui::command::Command;
 use crate::ui::dialogs::Pick;
 use crate::ui::theme::{self, colours};
-use crate::ui::widgets::{Knob, Quiet, group, toggle};
+use crate::ui::widgets::{Knob, Quiet, group, icon_button, toggle};
 use crate::ui::words::Words;
 
 /// Width of the drawer on a narrow window.
@@ -55,12 +56,15 @@ pub(super) fn drawer(app: &mut App, ui: &mut Ui) {
             frame.show(ui, |ui| {
                 ui.set_width(DRAWER - 2.0 * theme::PADDING - 2.0);
                 ui.set_height(height - 2.0 * theme::PADDING);
-                ScrollArea::vertical().show(ui, |ui| {
-                    if ui.button(app.words.close).clicked() {
-                        app.want(Command::Tuning);
-                    }
-                    controls(app, ui);
+                ui.horizontal(|ui| {
+                    ui.label(RichText::new(app.words.tuning).font(theme::strong(14.0)));
+                    ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+                        if icon_button(ui, ICON_CLOSE, app.words.close).clicked() {
+                            app.want(Command::Tuning);
+                        }
+                    });
                 });
+                ScrollArea::vertical().show(ui, |ui| controls(app, ui));
             });
         });
 }
@@ -82,10 +86,76 @@ pub(super) fn knob<'a>(
     }
 }
 
-/// The switch of the face enhancement, or what it lacks.
-fn enhancement(app: &mut App, ui: &mut Ui) {
+fn controls(app: &mut App, ui: &mut Ui) {
     let words = app.words;
+    let mut blend = app.settings.blend;
+    if blending(ui, words, &mut blend) {
+        app.want(Command::Blend(blend));
+    }
     let mut enhance = app.settings.enhance.clone();
+    if enhancing(app, ui, &mut enhance) {
+        app.want(Command::Enhance(enhance));
+    }
+    let mut motion = app.settings.motion;
+    if moving(ui, words, &mut motion) {
+        app.want(Command::Motion(motion));
+    }
+    let mut show = app.settings.show;
+    group(ui, words.show);
+    let mut changed = toggle(ui, words.face_boxes, words.face_boxes_tip, &mut show.faces);
+    changed |= toggle(
+        ui,
+        words.keypoints,
+        words.keypoints_tip,
+        &mut show.keypoints,
+    );
+    if changed {
+        app.want(Command::Show(show));
+    }
+}
+
+/// How faces are put back; true when that has changed.
+pub(super) fn blending(ui: &mut Ui, words: &Words, blend: &mut Blend) -> bool {
+    let knob = |name, tip, range, usual| knob(words, name, tip, range, usual);
+    let usual = Blend::default();
+    group(ui, words.blend);
+    let mut changed =
+        knob(words.ratio, words.ratio_tip, 0.1..=1.0, usual.ratio).show(ui, &mut blend.ratio);
+    changed |= knob(words.feather, words.feather_tip, 0.0..=1.0, usual.feather)
+        .show(ui, &mut blend.feather);
+    changed |= knob(
+        words.colour_match,
+        words.colour_match_tip,
+        0.0..=1.0,
+        usual.colour_match,
+    )
+    .show(ui, &mut blend.colour_match);
+    changed
+        | knob(words.detail, words.detail_tip, 0.0..=1.0, usual.detail).show(ui, &mut blend.detail)
+}
+
+/// How motion is taken over; true when that has changed.
+pub(super) fn moving(ui: &mut Ui, words: &Words, motion: &mut Motion) -> bool {
+    let knob = |name, tip, range, usual| knob(words, name, tip, range, usual);
+    let usual = Motion::default();
+    group(ui, words.motion);
+    let mut changed =
+        knob(words.scale, words.scale_tip, 0.0..=2.0, usual.scale).show(ui, &mut motion.scale);
+    changed |= knob(
+        words.smoothing,
+        words.smoothing_tip,
+        0.0..=1.0,
+        usual.smoothing,
+    )
+    .show(ui, &mut motion.smoothing);
+    changed |= toggle(ui, words.relative, words.relative_tip, &mut motion.relative);
+    changed |= toggle(ui, words.adapt, words.adapt_tip, &mut motion.adapt_scale);
+    changed | toggle(ui, words.mirror, words.mirror_tip, &mut motion.mirror)
+}
+
+/// Whether faces are made sharper, or what that lacks; true when it has changed.
+pub(super) fn enhancing(app: &mut App, ui: &mut Ui, enhance: &mut Enhance) -> bool {
+    let words = app.words;
     let usual = Enhance::default();
     group(ui, words.enhancement);
     let there = enhance.weights.is_some() || app.downloads.has_enhancer();
@@ -103,9 +173,6 @@ fn enhancement(app: &mut App, ui: &mut Ui) {
             .show(ui, &mut enhance.strength);
         });
     });
-    if changed {
-        app.want(Command::Enhance(enhance));
-    }
     if !there {
         let colour = colours(ui.ctx()).dim;
         ui.label(RichText::new(words.enhance_needs).size(12.5).color(colour));
@@ -113,62 +180,5 @@ fn enhancement(app: &mut App, ui: &mut Ui) {
             app.want(Command::Pick(Pick::Enhancer));
         }
     }
-}
-
-fn controls(app: &mut App, ui: &mut Ui) {
-    let words = app.words;
-    let knob = |name, tip, range, usual| knob(words, name, tip, range, usual);
-    let mut blend = app.settings.blend;
-    let usual = Blend::default();
-    group(ui, words.blend);
-    let mut changed =
-        knob(words.ratio, words.ratio_tip, 0.1..=1.0, usual.ratio).show(ui, &mut blend.ratio);
-    changed |= knob(words.feather, words.feather_tip, 0.0..=1.0, usual.feather)
-        .show(ui, &mut blend.feather);
-    changed |= knob(
-        words.colour_match,
-        words.colour_match_tip,
-        0.0..=1.0,
-        usual.colour_match,
-    )
-    .show(ui, &mut blend.colour_match);
-    changed |=
-        knob(words.detail, words.detail_tip, 0.0..=1.0, usual.detail).show(ui, &mut blend.detail);
-    if changed {
-        app.want(Command::Blend(blend));
-    }
-
-    enhancement(app, ui);
-
-    let mut motion = app.settings.motion;
-    let usual = Motion::default();
-    group(ui, words.motion);
-    let mut changed =
-        knob(words.scale, words.scale_tip, 0.0..=2.0, usual.scale).show(ui, &mut motion.scale);
-    changed |= knob(
-        words.smoothing,
-        words.smoothing_tip,
-        0.0..=1.0,
-        usual.smoothing,
-    )
-    .show(ui, &mut motion.smoothing);
-    changed |= toggle(ui, words.relative, words.relative_tip, &mut motion.relative);
-    changed |= toggle(ui, words.adapt, words.adapt_tip, &mut motion.adapt_scale);
-    changed |= toggle(ui, words.mirror, words.mirror_tip, &mut motion.mirror);
-    if changed {
-        app.want(Command::Motion(motion));
-    }
-
-    let mut show = app.settings.show;
-    group(ui, words.show);
-    let mut changed = toggle(ui, words.face_boxes, words.face_boxes_tip, &mut show.faces);
-    changed |= toggle(
-        ui,
-        words.keypoints,
-        words.keypoints_tip,
-        &mut show.keypoints,
-    );
-    if changed {
-        app.want(Command::Show(show));
-    }
+    changed
 }

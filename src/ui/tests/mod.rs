@@ -2,6 +2,11 @@
 //!
 //! The networks are not started: what comes on stage is drawn here, so that every picture is the same.
 
+mod access;
+mod downloads;
+mod pictures;
+mod trouble;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,25 +20,32 @@ use image::RgbaImage;
 
 use super::app::{App, ModelState};
 use super::command::{Command, Place};
+use super::reel::{Photo, State};
 use super::{Start, jobs::JobCommand};
-use crate::checkpoint::manifest::Manifest;
-use crate::checkpoint::store::Store;
+use crate::animate::take;
 use crate::frame::Prediction;
 use crate::geometry::Rect;
 use crate::model::Keypoints;
 use crate::pipeline::live::{Shown, Stages};
+use crate::pipeline::queue::{RenderJob, State as JobState};
 use crate::settings::{self, Driver, Language, Settings, Theme};
-
-#[allow(dead_code, reason = "the tests of downloads need more of it")]
-#[path = "../../tests/weights/server.rs"]
-mod server;
-use server::{Server, give, head};
 
 const SIZE: [f32; 2] = [1280.0, 800.0];
 
 /// A window with the settings of `config`, its photos opened and a drawn driver seen.
 pub(super) fn window(config: &Path) -> Harness<'static, App> {
     sized(config, SIZE)
+}
+
+/// With networks and a driver.
+fn alive(config: &Path) -> Harness<'static, App> {
+    let start = Start {
+        config: Some(config.to_owned()),
+        compositor: crate::gpu::Choice::Cpu,
+        threads: 1,
+        ..Start::default()
+    };
+    started(start, SIZE)
 }
 
 fn sized(config: &Path, size: [f32; 2]) -> Harness<'static, App> {
@@ -43,32 +55,12 @@ fn sized(config: &Path, size: [f32; 2]) -> Harness<'static, App> {
         compositor: crate::gpu::Choice::Cpu,
         ..Start::default()
     };
-    let mut harness = Harness::builder()
-        .with_size(size)
-        .with_step_dt(1.0 / 60.0)
-        .wgpu()
-        .build_eframe(move |cc| {
-            let state = cc
-                .wgpu_render_state
-                .as_ref()
-                .expect("a Vulkan driver, such as lavapipe");
-            App::new(&cc.egui_ctx, state, start).unwrap()
-        });
-    let patience = Instant::now();
-    while !harness
-        .state()
-        .reel
-        .photos
-        .iter()
-        .all(|photo| photo.opened().is_some())
-    {
-        assert!(
-            patience.elapsed() < Duration::from_secs(60),
-            "the photos do not open"
-        );
-        std::thread::sleep(Duration::from_millis(10));
-        harness.step();
-    }
+    let mut harness = started(start, size);
+    wait(&mut harness, "the photos open", |app| {
+        let photos = &app.reel.photos;
+        let opened = |photo: &Photo| !matches!(photo.state, State::Loading);
+        photos.iter().all(opened).then_some(())
+    });
     harness.state_mut().model = ModelState::Ready {
         name: "mimic-small".to_owned(),
         size: 256,
@@ -79,6 +71,20 @@ fn sized(config: &Path, size: [f32; 2]) -> Harness<'static, App> {
     harness.event(Event::PointerMoved(Pos2::new(500.0, 300.0)));
     harness.run_steps(30);
     harness
+}
+
+fn started(start: Start, size: [f32; 2]) -> Harness<'static, App> {
+    Harness::builder()
+        .with_size(size)
+        .with_step_dt(1.0 / 60.0)
+        .wgpu()
+        .build_eframe(move |cc| {
+            let state = cc
+                .wgpu_render_state
+                .as_ref()
+                .expect("a Vulkan driver, such as lavapipe");
+            App::new(&cc.egui_ctx, state, start).unwrap()
+        })
 }
 
 /// A frame as the networks would send it: the photo's own crop in red.
@@ -137,6 +143,54 @@ fn composed(harness: &mut Harness<'static, App>) -> RgbaImage {
     image.unwrap().clone()
 }
 
+/// Steps until it is so.
+fn wait<T>(harness: &mut Harness<'static, App>, what: &str, so: impl Fn(&App) -> Option<T>) -> T {
+    let patience = Instant::now();
+    loop {
+        if let Some(found) = so(harness.state()) {
+            return found;
+        }
+        assert!(
+            patience.elapsed() < Duration::from_secs(120),
+            "never: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+        harness.step();
+    }
+}
+
+/// Drops files on the window.
+fn drop_files(harness: &mut Harness<'static, App>, files: &[PathBuf]) {
+    let dropped = files
+        .iter()
+        .map(|file| Arc::new(Dropped(file.clone())) as _);
+    harness.input_mut().dropped_files = dropped.collect();
+    harness.run_steps(3);
+}
+
+/// A take of a fifth of a second, as the embedded model has them.
+fn recorded(folder: &Path) -> PathBuf {
+    let path = folder.join("nod.mimic-take");
+    let pose = |y: f32| Keypoints {
+        value: (0..10).map(|i| [i as f32 / 10.0 - 0.5, y]).collect(),
+        jacobian: Some(vec![[[1.0, 0.0], [0.0, 1.0]]; 10]),
+    };
+    let header = take::Header::of("mimic-small", &pose(0.0));
+    let mut writer = take::Writer::create(&path, header).unwrap();
+    for i in 0..6 {
+        let at = f64::from(i) / 25.0;
+        writer.push(at, &pose(i as f32 / 100.0)).unwrap();
+    }
+    writer.finish().unwrap();
+    path
+}
+
+fn asset(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("assets")
+        .join(name)
+}
+
 /// Presses at `from`, moves to `to` in steps, lets go.
 fn drag(harness: &mut Harness<'static, App>, from: Pos2, to: Pos2) {
     let button = |pos, pressed| Event::PointerButton {
@@ -158,49 +212,84 @@ fn drag(harness: &mut Harness<'static, App>, from: Pos2, to: Pos2) {
 }
 
 #[test]
-fn the_stage_looks_as_it_should_in_the_dark() {
-    let config = fresh();
-    window(config.path()).snapshot("live-dark");
-}
-
-#[test]
-fn the_stage_looks_as_it_should_in_the_light_and_narrow() {
-    let config = saved(&Settings {
-        language: Some(Language::English),
-        theme: Theme::Light,
-        ..Settings::default()
-    });
-    let mut harness = sized(config.path(), [1024.0, 640.0]);
-    // The harness chooses the dark theme after the window has been made.
-    harness.state_mut().want(Command::Theme(Theme::Light));
-    harness.run_steps(5);
-    harness.snapshot("live-light-narrow");
-}
-
-#[test]
 fn a_drop_of_both_halves_makes_a_job_and_shows_it() {
     let config = fresh();
     let mut harness = window(config.path());
-    let assets = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("assets");
-    let files = ["mona-lisa.jpg", "driver.mp4"].map(|name| assets.join(name));
-    harness.input_mut().dropped_files = files.map(|file| Arc::new(Dropped(file)) as _).to_vec();
-    harness.run_steps(3);
+    drop_files(&mut harness, &["mona-lisa.jpg", "driver.mp4"].map(asset));
     let app = harness.state();
     assert_eq!(app.place, Place::Render);
     let [job] = app.jobs.queue.jobs() else {
         panic!("{} jobs", app.jobs.queue.jobs().len());
     };
     assert!(matches!(&job.driver, Driver::Clip(path) if path.ends_with("driver.mp4")));
-    let patience = Instant::now();
-    while harness.state().jobs.looks.is_empty() {
-        assert!(patience.elapsed() < Duration::from_secs(60));
-        std::thread::sleep(Duration::from_millis(10));
-        harness.step();
-    }
+    wait(&mut harness, "its pictures come", |app| {
+        (!app.jobs.looks.is_empty()).then_some(())
+    });
     harness.get_by_role_and_label(Role::Button, "mona-lisa + driver.mp4");
     harness.get_by_label("Remove").click();
     harness.run_steps(3);
     assert!(harness.state().jobs.queue.jobs().is_empty());
+}
+
+#[test]
+fn halves_wait_for_each_other_and_a_take_is_one() {
+    let config = fresh();
+    let take = recorded(config.path());
+    let mut harness = window(config.path());
+    harness.state_mut().want(Command::Go(Place::Render));
+    harness.run_steps(2);
+    drop_files(
+        &mut harness,
+        &["mona-lisa.jpg", "la-donna-velata.jpg"].map(asset),
+    );
+    assert!(harness.state().jobs.queue.jobs().is_empty());
+    harness.get_by_label_contains("waits for a video or take");
+    drop_files(&mut harness, std::slice::from_ref(&take));
+    let jobs = harness.state().jobs.queue.jobs();
+    assert_eq!(jobs.len(), 2, "each photo with the take");
+    assert!(
+        jobs.iter()
+            .all(|job| job.driver == Driver::Take(take.clone()))
+    );
+    assert!(harness.state().jobs.half().is_none());
+    let frames = wait(&mut harness, "its pictures come", |app| {
+        let look = app.jobs.looks.get(&app.jobs.chosen?)?;
+        look.driver.as_ref().and(look.frames)
+    });
+    assert_eq!(frames, (6, 25.0));
+}
+
+#[test]
+fn a_take_drives_a_job_to_its_end_and_another_driver_is_chosen_for_it() {
+    let config = fresh();
+    let take = recorded(config.path());
+    let mut harness = window(config.path());
+    drop_files(&mut harness, &[asset("mona-lisa.jpg"), take]);
+    harness.get_by_label_contains("Render waiting jobs").click();
+    let outputs = wait(&mut harness, "it is done", |app| {
+        match &app.jobs.queue.jobs()[0].state {
+            JobState::Done {
+                outputs, frames, ..
+            } => Some((outputs.clone(), *frames)),
+            JobState::Failed(why) => panic!("{why}"),
+            _ => None,
+        }
+    });
+    let (outputs, frames) = outputs;
+    assert_eq!(frames, 6);
+    assert!(outputs[0].exists());
+    // A change makes it wait again, and what it has made is kept.
+    harness.run_steps(2);
+    harness.get_by_label_contains("Driver: ").click();
+    harness.run_steps(3);
+    harness.get_by_label("Drawn performer").click();
+    harness.run_steps(3);
+    let job = &harness.state().jobs.queue.jobs()[0];
+    assert_eq!(
+        (&job.driver, &job.state),
+        (&Driver::Demo, &JobState::Waiting)
+    );
+    assert!(job.output != outputs[0]);
 }
 
 #[test]
@@ -213,15 +302,11 @@ fn a_job_is_cancelled_and_what_there_was_is_not_left_behind() {
     harness.state_mut().want(Command::Job(JobCommand::Go));
     harness.run_steps(2);
     harness.get_by_label("Cancel").click();
-    let patience = Instant::now();
-    while harness.query_by_label("Retry").is_none() {
-        assert!(
-            patience.elapsed() < Duration::from_secs(120),
-            "it does not stop"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-        harness.step();
-    }
+    wait(&mut harness, "it stops", |app| {
+        (app.jobs.queue.jobs()[0].state == JobState::Cancelled).then_some(())
+    });
+    harness.run_steps(2);
+    harness.get_by_label("Retry");
     let output = config.path().join("output");
     let left = std::fs::read_dir(output).map_or(0, |files| files.count());
     assert_eq!(left, 0);
@@ -338,141 +423,6 @@ fn chinese_is_said_by_every_panel_and_remembered() {
         panic!("nothing was saved");
     };
     assert_eq!(kept.language, Some(Language::Chinese));
-}
-
-#[test]
-fn broken_settings_are_set_aside_with_a_notice() {
-    let config = tempfile::tempdir().unwrap();
-    std::fs::write(config.path().join("settings.json"), "{ not json").unwrap();
-    std::fs::write(config.path().join("jobs.json"), "[{]").unwrap();
-    let mut harness = window(config.path());
-    let texts: Vec<String> = harness
-        .state_mut()
-        .notices
-        .shown()
-        .map(|n| n.text.clone())
-        .collect();
-    assert!(
-        texts
-            .iter()
-            .any(|text| text.contains("settings.broken.json")),
-        "{texts:?}"
-    );
-    assert!(
-        texts.iter().any(|text| text.contains("jobs.broken.json")),
-        "{texts:?}"
-    );
-}
-
-#[test]
-fn a_photo_that_is_gone_says_so_and_the_rest_runs_on() {
-    let config = fresh();
-    let mut harness = window(config.path());
-    let gone = config.path().join("gone.png");
-    harness.state_mut().want(Command::AddPhotos(vec![gone]));
-    let patience = Instant::now();
-    let why = loop {
-        harness.step();
-        if let Some(super::reel::State::Failed(why)) =
-            harness.state().reel.current().map(|photo| &photo.state)
-        {
-            break why.clone();
-        }
-        assert!(patience.elapsed() < Duration::from_secs(60));
-        std::thread::sleep(Duration::from_millis(10));
-    };
-    assert!(why.contains("gone.png"), "{why}");
-    harness.key_press(Key::Num1);
-    harness.run_steps(2);
-    assert!(harness.state().stage.photo().is_some());
-}
-
-/// Runs frames until something is so.
-fn wait_until(
-    harness: &mut Harness<'static, App>,
-    what: &str,
-    mut so: impl FnMut(&Harness<'static, App>) -> bool,
-) {
-    let patience = Instant::now();
-    while !so(harness) {
-        assert!(patience.elapsed() < Duration::from_secs(60), "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-        harness.step();
-    }
-}
-
-#[test]
-fn a_missing_model_has_a_card_is_downloaded_stopped_taken_up_used_and_removed() {
-    let file = std::fs::read("weights/mimic-small.safetensors").unwrap();
-    let serve = file.clone();
-    let server = Server::start(move |_, request, stream| {
-        if request.from().is_some() {
-            return give(&serve, "\"v1\"", request, stream);
-        }
-        head(stream, "200 OK", &[("ETag", "\"v1\"")], serve.len())?;
-        for piece in serve.chunks(serve.len() / 100) {
-            std::io::Write::write_all(stream, piece)?;
-            std::thread::sleep(Duration::from_millis(30));
-        }
-        Ok(())
-    });
-    let config = tempfile::tempdir().unwrap();
-    let photo = config.path().join("photo.png");
-    RgbaImage::new(96, 96).save(&photo).unwrap();
-    let settings = Settings {
-        language: Some(Language::English),
-        reel: vec![settings::Photo {
-            origin: settings::PhotoOrigin::File(photo),
-            faces: None,
-        }],
-        ..Settings::default()
-    };
-    settings::save(config.path(), &settings).unwrap();
-    let mut harness = window(config.path());
-    let manifest = format!(
-        "version = 1\n[[model]]\nname = \"m\"\nkind = \"animation\"\ntitle = \"a test\"\nfile = \"m.pth\"\n\
-         mirrors = [\"{}\"]\nabout_bytes = {}\nlicence = \"its own\"\nconfig = \"mimic-small\"",
-        server.url("/m"),
-        file.len()
-    );
-    let manifest = Manifest::parse(&manifest, "test").unwrap();
-    let weights = config.path().join("weights");
-    harness.state_mut().downloads.store = Ok(Store::new(weights.clone(), manifest));
-    harness.state_mut().want(Command::Go(Place::Models));
-    harness.run_steps(3);
-    harness.get_by_label("Download m").click();
-    wait_until(&mut harness, "it does not begin", |h| {
-        h.query_by_label("Cancel").is_some()
-            && h.state().downloads.cards()[0]
-                .progress
-                .as_ref()
-                .is_some_and(|p| p.done > 500_000)
-    });
-    harness.get_by_label("Cancel").click();
-    wait_until(&mut harness, "it does not stop", |h| {
-        h.query_by_label("Download m").is_some()
-    });
-    assert!(!weights.join("m.safetensors").exists());
-    harness.get_by_label("Download m").click();
-    wait_until(&mut harness, "it does not come", |h| {
-        h.query_by_label("Use this one").is_some()
-    });
-    assert!(server.seen()[1].from().unwrap() > 500_000);
-    assert!(harness.state().downloads.cards().is_empty());
-    harness.get_by_label("Use this one").click();
-    harness.run_steps(3);
-    let path = weights.join("m.safetensors");
-    assert_eq!(harness.state().settings.model.as_ref(), Some(&path));
-    // The embedded one again, and the card comes back when it is removed.
-    harness.get_by_label("Use this one").click();
-    harness.run_steps(3);
-    harness.get_by_label("Remove").click();
-    harness.run_steps(3);
-    assert!(!path.exists());
-    // The thread of the download may need a moment to end.
-    wait_until(&mut harness, "the card does not come back", |h| {
-        h.query_by_label("Download m").is_some()
-    });
 }
 
 #[derive(Debug)]

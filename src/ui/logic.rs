@@ -349,6 +349,7 @@ impl App {
             Key::Num9,
         ];
         let widget_focused = ctx.memory(|memory| memory.focused().is_some());
+        let listed = ctx.any_popup_open();
         let mut wanted = Vec::new();
         ctx.input_mut(|i| {
             let mut pressed = |key, command: Command| {
@@ -387,7 +388,10 @@ impl App {
             pressed(Key::V, Command::VirtualCamera);
             pressed(Key::Questionmark, Command::Help);
             pressed(Key::F1, Command::Help);
-            pressed(Key::Escape, Command::Escape);
+            // A list that is open closes itself.
+            if !listed {
+                pressed(Key::Escape, Command::Escape);
+            }
             let remove = match (self.place, self.face, self.jobs.chosen) {
                 (Place::Live, Some(face), _) => Some(Command::RemoveFace(face)),
                 (Place::Live, None, _) => Some(Command::RemovePhoto(self.reel.on_stage)),

@@ -75,43 +75,42 @@ fn hint(app: &mut App, ui: &mut Ui, colours: &Colours) {
         .max_rect(rect.shrink2(vec2(20.0, 12.0)))
         .layout(Layout::right_to_left(Align::Center));
     // A scope would move what comes next up to its own end.
-    ui.new_child(inner).scope(|ui| {
-        ui.spacing_mut().item_spacing.x = 5.0;
-        if ui.button(words.add_stage).clicked() {
-            app.want(Command::Job(JobCommand::AddStage));
+    let ui = &mut ui.new_child(inner);
+    ui.spacing_mut().item_spacing.x = 5.0;
+    if ui.button(words.add_stage).clicked() {
+        app.want(Command::Job(JobCommand::AddStage));
+    }
+    ui.add_space(12.0);
+    let left = Layout::left_to_right(Align::Center);
+    ui.with_layout(left, |ui| match app.jobs.half() {
+        Some((files, has_photo)) => {
+            let waits = if has_photo {
+                words.waits_for_driver
+            } else {
+                words.waits_for_photo
+            };
+            let rest = ui.available_width() - 130.0;
+            let text = RichText::new(format!("{files} {waits}.")).color(colours.accent);
+            let size = vec2(rest.max(60.0), 20.0);
+            ui.allocate_ui(size, |ui| ui.add(Label::new(text).truncate()));
+            if ui.link(words.choose_files).clicked() {
+                app.want(Command::Pick(Pick::Jobs));
+            }
+            ui.label(RichText::new("·").color(colours.dim));
+            if ui.link(words.forget).clicked() {
+                app.want(Command::Job(JobCommand::ForgetHalf));
+            }
         }
-        ui.add_space(12.0);
-        let left = Layout::left_to_right(Align::Center);
-        ui.with_layout(left, |ui| match app.jobs.half() {
-            Some((files, has_photo)) => {
-                let waits = if has_photo {
-                    words.waits_for_driver
-                } else {
-                    words.waits_for_photo
-                };
-                let rest = ui.available_width() - 130.0;
-                let text = RichText::new(format!("{files} {waits}.")).color(colours.accent);
-                let size = vec2(rest.max(60.0), 20.0);
-                ui.allocate_ui(size, |ui| ui.add(Label::new(text).truncate()));
-                if ui.link(words.choose_files).clicked() {
-                    app.want(Command::Pick(Pick::Jobs));
-                }
-                ui.label(RichText::new("·").color(colours.dim));
-                if ui.link(words.forget).clicked() {
-                    app.want(Command::Job(JobCommand::ForgetHalf));
-                }
+        None => {
+            ui.label(RichText::new(words.render_hint).color(colours.dim));
+            if ui.link(words.choose_files).clicked() {
+                app.want(Command::Pick(Pick::Jobs));
             }
-            None => {
-                ui.label(RichText::new(words.render_hint).color(colours.dim));
-                if ui.link(words.choose_files).clicked() {
-                    app.want(Command::Pick(Pick::Jobs));
-                }
-                // Where there is room for it.
-                if rect.width() > 720.0 {
-                    ui.label(RichText::new(words.render_hint_end).color(colours.dim));
-                }
+            // Where there is room for it.
+            if rect.width() > 720.0 {
+                ui.label(RichText::new(words.render_hint_end).color(colours.dim));
             }
-        });
+        }
     });
 }
 
@@ -179,55 +178,54 @@ fn row(
     let inner = UiBuilder::new()
         .max_rect(body)
         .layout(Layout::right_to_left(Align::Center));
-    ui.new_child(inner).scope(|ui| {
-        if !matches!(job.state, State::Running(_))
-            && icon_button(ui, ICON_DELETE, words.remove).clicked()
-        {
-            wanted = Some(JobCommand::Remove(job.id));
+    let ui = &mut ui.new_child(inner);
+    if !matches!(job.state, State::Running(_))
+        && icon_button(ui, ICON_DELETE, words.remove).clicked()
+    {
+        wanted = Some(JobCommand::Remove(job.id));
+    }
+    let mut button = |ui: &mut Ui, text: &str, command: JobCommand| {
+        if ui.button(text).clicked() {
+            wanted = Some(command);
         }
-        let mut button = |ui: &mut Ui, text: &str, command: JobCommand| {
-            if ui.button(text).clicked() {
-                wanted = Some(command);
-            }
-        };
-        match &job.state {
-            State::Running(_) => button(ui, words.cancel, JobCommand::Cancel(job.id)),
-            State::Waiting => {}
-            State::Failed(_) | State::Cancelled => {
-                button(ui, words.retry, JobCommand::Retry(job.id));
-            }
-            State::Done { outputs, .. } => {
-                if let Some(output) = outputs.first() {
-                    button(ui, words.show_in_folder, JobCommand::Reveal(output.clone()));
-                    button(ui, words.open, JobCommand::Open(output.clone()));
-                }
+    };
+    match &job.state {
+        State::Running(_) => button(ui, words.cancel, JobCommand::Cancel(job.id)),
+        State::Waiting => {}
+        State::Failed(_) | State::Cancelled => {
+            button(ui, words.retry, JobCommand::Retry(job.id));
+        }
+        State::Done { outputs, .. } => {
+            if let Some(output) = outputs.first() {
+                button(ui, words.show_in_folder, JobCommand::Reveal(output.clone()));
+                button(ui, words.open, JobCommand::Open(output.clone()));
             }
         }
-        let width = ui.available_width() - 8.0;
-        ui.allocate_ui_with_layout(
-            vec2(width, ui.available_height()),
-            Layout::top_down(Align::Min),
-            |ui| {
-                ui.add_space(8.0);
-                ui.add(
-                    Label::new(
-                        RichText::new(&name)
-                            .font(theme::strong(13.0))
-                            .color(colours.text),
-                    )
-                    .truncate(),
-                );
-                let (text, colour) = state(job, look, words, colours);
-                let font = FontId::proportional(12.0);
-                let mut text = LayoutJob::simple(text, font, colour, width);
-                text.wrap.max_rows = 2;
-                ui.label(text);
-                if let State::Running(step) = &job.state {
-                    progress(ui, width - 12.0, step.way().unwrap_or(0.0), colours.accent);
-                }
-            },
-        );
-    });
+    }
+    let width = ui.available_width() - 8.0;
+    ui.allocate_ui_with_layout(
+        vec2(width, ui.available_height()),
+        Layout::top_down(Align::Min),
+        |ui| {
+            ui.add_space(8.0);
+            ui.add(
+                Label::new(
+                    RichText::new(&name)
+                        .font(theme::strong(13.0))
+                        .color(colours.text),
+                )
+                .truncate(),
+            );
+            let (text, colour) = state(job, look, words, colours);
+            let font = FontId::proportional(12.0);
+            let mut text = LayoutJob::simple(text, font, colour, width);
+            text.wrap.max_rows = 2;
+            ui.label(text);
+            if let State::Running(step) = &job.state {
+                progress(ui, width - 12.0, step.way().unwrap_or(0.0), colours.accent);
+            }
+        },
+    );
     if let State::Failed(why) = &job.state {
         response.on_hover_text(why);
     }

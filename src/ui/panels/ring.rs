@@ -92,12 +92,14 @@ fn frame(
         let at = ui
             .input(|i| i.pointer.press_origin())
             .unwrap_or(rect.center());
-        ui.data_mut(|data| data.insert_temp(grip, corner(at)));
+        ui.data_mut(|data| data.insert_temp(grip, (corner(at), rect)));
     }
-    if response.dragged() {
-        let (x, y): (i32, i32) = ui.data(|data| data.get_temp(grip)).unwrap_or_default();
-        let delta = response.drag_delta();
-        let mut moved = rect;
+    let gripped: Option<((i32, i32), Rect)> = ui.data(|data| data.get_temp(grip));
+    if response.dragged()
+        && let (Some(((x, y), before)), Some(delta)) = (gripped, response.total_drag_delta())
+    {
+        // From where it was when the drag began: what is less than a pixel is not lost on the way.
+        let mut moved = before;
         if x != 0 && y != 0 {
             // Corners keep the crop square: the models know squares.
             let grow = (delta.x * x as f32 + delta.y * y as f32) / 2.0;

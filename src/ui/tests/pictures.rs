@@ -3,6 +3,8 @@
 use egui_kittest::SnapshotResults;
 
 use super::*;
+use crate::checkpoint::manifest::Manifest;
+use crate::checkpoint::store::Store;
 use crate::pipeline::queue::Step;
 use crate::settings::{Blend, Enhance, Motion, PhotoOrigin};
 use crate::ui::fonts;
@@ -85,6 +87,9 @@ const CHINESE: &str = "WenQuanYi Micro Hei";
 fn look(dress: Dress, size: [f32; 2], set: impl FnOnce(&mut Harness<'static, App>)) -> Dressed {
     let config = dressed(dress);
     let mut harness = sized(config.path(), size);
+    // Whatever was downloaded here.
+    let published = Store::new(config.path().join("weights"), Manifest::embedded().clone());
+    harness.state_mut().downloads.store = Ok(published);
     // The harness has a theme of its own.
     harness.state_mut().want(Command::Theme(dress.0));
     if dress.1 == Language::Chinese {

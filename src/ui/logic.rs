@@ -349,7 +349,7 @@ impl App {
             Key::Num9,
         ];
         let widget_focused = ctx.memory(|memory| memory.focused().is_some());
-        let listed = ctx.any_popup_open();
+        let listed = egui::Popup::is_any_open(ctx);
         let mut wanted = Vec::new();
         ctx.input_mut(|i| {
             let mut pressed = |key, command: Command| {

@@ -1,7 +1,7 @@
 //! The middle: the animated photo, as large as fits, and what lies over it.
 
 use eframe::egui::{
-    Align2, Color32, Event, FontId, Image, Rect, Ui, Vec2, load::SizedTexture, vec2,
+    Align2, Color32, Event, FontId, Image, Popup, Rect, Ui, Vec2, load::SizedTexture, vec2,
 };
 use egui_material_icons::icons::ICON_FACE;
 
@@ -65,7 +65,7 @@ fn strength(app: &mut App, ui: &Ui) -> f32 {
         app.touched = now;
     }
     let linger = if app.open.full_screen { 1.0 } else { LINGER };
-    let busy = ui.memory(|memory| memory.focused().is_some()) || ui.ctx().any_popup_open();
+    let busy = ui.memory(|memory| memory.focused().is_some()) || Popup::is_any_open(ui.ctx());
     let visible = busy || now - app.touched < linger;
     ui.ctx()
         .animate_bool_with_time(ui.scope_id().with("over the picture"), visible, 0.3)

@@ -57,6 +57,8 @@ fn nothing_that_can_be_used_is_without_a_name() {
         check(&mut harness, "the list of drivers");
         harness.key_press(Key::Escape);
         harness.run_steps(2);
+        let entry = harness.state().words.look_again;
+        assert!(harness.query_by_label(entry).is_none(), "the list closes");
         harness.state_mut().want(Command::Go(Place::Render));
         harness.state_mut().want(Command::Job(JobCommand::AddStage));
         check(&mut harness, "Render");

@@ -163,6 +163,27 @@ pub(super) fn toggle(ui: &mut Ui, name: &str, tip: &str, on: &mut bool) -> bool 
     clicked
 }
 
+/// As [`toggle`], with an arrow back while it is not as usual.
+pub(super) fn switch(
+    ui: &mut Ui,
+    [name, tip, reset]: [&str; 3],
+    usual: bool,
+    on: &mut bool,
+) -> bool {
+    let (corner, width) = (ui.cursor().min, ui.available_width());
+    let mut changed = toggle(ui, name, tip, on);
+    if *on != usual {
+        let middle = corner + vec2(width - 46.0, 14.0);
+        let arrow = Rect::from_center_size(middle, Vec2::splat(18.0));
+        let name = format!("{reset} {name}");
+        let colour = colours(ui.ctx()).accent;
+        if icon_button_at(ui, arrow, ICON_REPLAY, &name, colour).clicked() {
+            (*on, changed) = (usual, true);
+        }
+    }
+    changed
+}
+
 /// A quiet button: text, perhaps an icon before it and a key after it; or the icon alone.
 pub(super) struct Quiet<'a> {
     name: &'a str,

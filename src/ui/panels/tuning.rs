@@ -7,12 +7,12 @@ use eframe::egui::{
 };
 use egui_material_icons::icons::ICON_CLOSE;
 
-use crate::settings::{Blend, Enhance, Motion};
+use crate::settings::{Blend, Enhance, Motion, Show};
 use crate::ui::app::App;
 use crate::ui::command::Command;
 use crate::ui::dialogs::Pick;
 use crate::ui::theme::{self, colours};
-use crate::ui::widgets::{Knob, Quiet, group, icon_button, toggle};
+use crate::ui::widgets::{Knob, Quiet, group, icon_button, switch, toggle};
 use crate::ui::words::Words;
 
 /// Width of the drawer on a narrow window.
@@ -102,13 +102,11 @@ fn controls(app: &mut App, ui: &mut Ui) {
     }
     let mut show = app.settings.show;
     group(ui, words.show);
-    let mut changed = toggle(ui, words.face_boxes, words.face_boxes_tip, &mut show.faces);
-    changed |= toggle(
-        ui,
-        words.keypoints,
-        words.keypoints_tip,
-        &mut show.keypoints,
-    );
+    let usual = Show::default();
+    let texts = [words.face_boxes, words.face_boxes_tip, words.reset];
+    let mut changed = switch(ui, texts, usual.faces, &mut show.faces);
+    let texts = [words.keypoints, words.keypoints_tip, words.reset];
+    changed |= switch(ui, texts, usual.keypoints, &mut show.keypoints);
     if changed {
         app.want(Command::Show(show));
     }
@@ -148,9 +146,12 @@ pub(super) fn moving(ui: &mut Ui, words: &Words, motion: &mut Motion) -> bool {
         usual.smoothing,
     )
     .show(ui, &mut motion.smoothing);
-    changed |= toggle(ui, words.relative, words.relative_tip, &mut motion.relative);
-    changed |= toggle(ui, words.adapt, words.adapt_tip, &mut motion.adapt_scale);
-    changed | toggle(ui, words.mirror, words.mirror_tip, &mut motion.mirror)
+    let texts = [words.relative, words.relative_tip, words.reset];
+    changed |= switch(ui, texts, usual.relative, &mut motion.relative);
+    let texts = [words.adapt, words.adapt_tip, words.reset];
+    changed |= switch(ui, texts, usual.adapt_scale, &mut motion.adapt_scale);
+    let texts = [words.mirror, words.mirror_tip, words.reset];
+    changed | switch(ui, texts, usual.mirror, &mut motion.mirror)
 }
 
 /// Whether faces are made sharper, or what that lacks; true when it has changed.

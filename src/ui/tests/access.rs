@@ -37,6 +37,11 @@ fn nothing_that_can_be_used_is_without_a_name() {
             colour_match: 0.0,
             detail: 0.9,
         }));
+        app.want(Command::Motion(settings::Motion {
+            relative: false,
+            mirror: false,
+            ..settings::Motion::default()
+        }));
         app.want(Command::Drive(Driver::Demo));
         app.notices.warn("something is wrong".to_owned());
         harness.run_steps(3);

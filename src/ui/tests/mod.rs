@@ -374,6 +374,20 @@ fn faces_can_be_enhanced_once_there_are_weights() {
 }
 
 #[test]
+fn a_switch_has_its_arrow_back_while_it_is_not_as_usual() {
+    let config = fresh();
+    let mut harness = window(config.path());
+    let usual = settings::Motion::default();
+    assert!(harness.query_by_label("Reset Relative motion").is_none());
+    harness.get_by_label("Relative motion").click();
+    harness.run_steps(3);
+    assert_eq!(harness.state().settings.motion.relative, !usual.relative);
+    harness.get_by_label("Reset Relative motion").click();
+    harness.run_steps(3);
+    assert_eq!(harness.state().settings.motion, usual);
+}
+
+#[test]
 fn keys_change_the_photo_the_mirror_and_the_help() {
     let config = fresh();
     let mut harness = window(config.path());

@@ -39,6 +39,8 @@ pub struct Settings {
     pub enhance: Enhance,
     /// What is drawn over the picture.
     pub show: Show,
+    /// Whether quality gives way to the frame rate.
+    pub hold: Hold,
     /// The source photos, in order.
     pub reel: Vec<Photo>,
     /// The one on stage.
@@ -132,6 +134,16 @@ pub struct Show {
     pub plot: bool,
 }
 
+/// The frame rate that is held at the cost of quality: see `pipeline::governor`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hold {
+    /// Whether it is.
+    pub on: bool,
+    /// Frames per second: 5..=60.
+    pub fps: f32,
+}
+
 /// A photo of the reel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Photo {
@@ -186,6 +198,7 @@ impl Default for Settings {
             motion: Motion::default(),
             enhance: Enhance::default(),
             show: Show::default(),
+            hold: Hold::default(),
             reel: Vec::new(),
             on_stage: 0,
             driver: Driver::Demo,
@@ -238,6 +251,15 @@ impl Default for Show {
             keypoints: false,
             driver: true,
             plot: false,
+        }
+    }
+}
+
+impl Default for Hold {
+    fn default() -> Self {
+        Self {
+            on: true,
+            fps: 25.0,
         }
     }
 }
@@ -336,6 +358,7 @@ impl Settings {
         within(&mut blend.detail, 0.0, 1.0, usual.blend.detail);
         within(&mut motion.scale, 0.0, 2.0, usual.motion.scale);
         within(&mut motion.smoothing, 0.0, 1.0, usual.motion.smoothing);
+        within(&mut self.hold.fps, 5.0, 60.0, usual.hold.fps);
         within(&mut self.window[0], 480.0, 16384.0, usual.window[0]);
         within(&mut self.window[1], 320.0, 16384.0, usual.window[1]);
         self.reel.truncate(MOST_PHOTOS);
@@ -405,6 +428,29 @@ mod tests {
     }
 
     #[test]
+    fn settings_from_before_the_frame_rate_was_held_are_kept_and_it_is_held_from_now_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut old = serde_json::to_value(Settings {
+            microphone: false,
+            ..Settings::default()
+        })
+        .unwrap();
+        old.as_object_mut().unwrap().remove("hold").unwrap();
+        write_json(&folder.path().join("settings.json"), &old).unwrap();
+        let Loaded::Kept(kept) = load(folder.path()) else {
+            panic!("set aside")
+        };
+        assert!(!kept.microphone);
+        assert_eq!(
+            kept.hold,
+            Hold {
+                on: true,
+                fps: 25.0
+            }
+        );
+    }
+
+    #[test]
     fn what_is_missing_has_its_default_and_what_is_unknown_is_passed_over() {
         let folder = tempfile::tempdir().unwrap();
         let text = r#"{"version":1,"blend":{"ratio":0.7},"of the future":[1]}"#;
@@ -416,14 +462,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_come_back_into_range(ratio in any::<f32>(), scale in any::<f32>(), on in any::<usize>()) {
+        fn numbers_come_back_into_range(ratio in any::<f32>(), scale in any::<f32>(), fps in any::<f32>(), on in any::<usize>()) {
             let mut settings = Settings::default();
+            settings.hold.fps = fps;
             settings.blend.ratio = ratio;
             settings.motion.scale = scale;
             settings.on_stage = on;
             let settings = settings.in_range();
             prop_assert!((0.1..=1.0).contains(&settings.blend.ratio));
             prop_assert!((0.0..=2.0).contains(&settings.motion.scale));
+            prop_assert!((5.0..=60.0).contains(&settings.hold.fps));
             prop_assert_eq!(settings.on_stage, 0);
         }
     }

@@ -22,7 +22,14 @@ struct Screen {
 
 impl Screen {
     fn open(arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::open_in(tempfile::tempdir().unwrap(), arguments, &[])
+    }
+
+    fn open_in(
+        folder: tempfile::TempDir,
+        arguments: &[&str],
+        environment: &[(&str, &std::path::Path)],
+    ) -> Self {
         let config = folder.path().join("config");
         std::fs::create_dir_all(&config).unwrap();
         let language = r#"{"version":1,"language":"English","window":[1280.0,800.0]}"#;
@@ -49,6 +56,7 @@ impl Screen {
             .env("MIMIC_CONFIG", &config)
             .env("XDG_RUNTIME_DIR", folder.path())
             .env_remove("WAYLAND_DISPLAY")
+            .envs(environment.iter().copied())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -182,6 +190,58 @@ fn the_window_opens_moves_answers_and_closes() {
     assert!(screen.window.try_wait().unwrap().is_none(), "it still runs");
 }
 
+/// Builds the Vulkan layer that loses the graphics card, and its manifest beside it.
+fn build_layer(folder: &std::path::Path) {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/lose.c");
+    let library = folder.join("liblose.so");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-Wall", "-Werror", source, "-o"])
+        .arg(&library)
+        .status();
+    assert!(built.expect("cc is what Rust links with").success());
+    let manifest = serde_json::json!({
+        "file_format_version": "1.2.0",
+        "layer": {
+            "name": "VK_LAYER_MIMIC_lose", "type": "GLOBAL", "library_path": library,
+            "api_version": "1.3.0", "implementation_version": "1", "description": "loses the card",
+        },
+    });
+    std::fs::write(folder.join("lose.json"), manifest.to_string()).unwrap();
+}
+
+#[test]
+fn when_the_graphics_card_is_lost_the_window_is_opened_anew_says_so_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    build_layer(folder.path());
+    let (place, lose) = (folder.path().to_owned(), folder.path().join("lose"));
+    let environment = [
+        ("VK_LAYER_PATH", place.as_path()),
+        ("VK_INSTANCE_LAYERS", "VK_LAYER_MIMIC_lose".as_ref()),
+        ("LOSE_FILE", lose.as_path()),
+    ];
+    let mut screen = Screen::open_in(folder, &["--demo", "--threads", "1"], &environment);
+    let black = RgbImage::new(WIDTH, HEIGHT);
+    let painting = |picture: &RgbImage| difference(picture, &black, HANDS) > 5.0;
+    screen.wait("the painting is on stage", 60, painting);
+    // A card that is lost at once, again and again, would be given up.
+    std::thread::sleep(Duration::from_secs(6));
+    std::fs::write(&lose, "").unwrap();
+    // The program starts itself anew in its own place.
+    let environment = format!("/proc/{}/environ", screen.window.id());
+    screen.wait("it starts anew", 60, |_| {
+        let environment = std::fs::read(&environment).unwrap_or_default();
+        environment
+            .windows(19)
+            .any(|at| at == b"MIMIC_ADAPTER_LOST=")
+    });
+    assert!(!lose.exists());
+    let again = screen.wait("the painting is on stage again", 60, painting);
+    screen.wait("the face moves", 120, |picture| {
+        difference(picture, &again, FACE) > 1.5
+    });
+    assert!(screen.window.try_wait().unwrap().is_none(), "it still runs");
+}
+
 #[test]
 fn without_a_display_one_sentence_says_what_to_do() {
     let output = Command::new(env!("CARGO_BIN_EXE_mimic"))
@@ -205,14 +265,13 @@ fn the_window_is_drawn_without_a_display_too() {
         .arg(&file)
         .env_remove("DISPLAY")
         .env_remove("WAYLAND_DISPLAY")
+        .env_remove("XDG_RUNTIME_DIR")
         .env("MIMIC_CONFIG", folder.path().join("config"))
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert_eq!(text, "", "nothing to complain of");
     let picture = image::open(&file).unwrap().to_rgb8();
     assert_eq!(picture.dimensions(), (1440, 900));
     let dark = RgbImage::new(1440, 900);

@@ -18,6 +18,8 @@ pub struct ModelOptions<'a> {
     pub config: ConfigSource<'a>,
     /// Treat the picture's border otherwise than the configuration says.
     pub border: Option<Border>,
+    /// Run at another size than the configuration says: side of the square in pixels.
+    pub size: Option<u32>,
     /// Threads of the networks.
     pub threads: usize,
     /// What their matrix products are of.
@@ -102,6 +104,13 @@ pub fn engine(options: &ModelOptions<'_>) -> Result<Engine, Error> {
     let (checkpoint, mut config) = checkpoint(options.weights, options.config)?;
     if let Some(border) = options.border {
         config.border = border;
+    }
+    if let Some(size) = options.size {
+        config.image_size = size;
+        config.check().map_err(|source| Error::Config {
+            origin: format!("of {}", checkpoint.what),
+            source,
+        })?;
     }
     let workers = workers(options.threads, options.precision)?;
     Engine::new(&config, &checkpoint.tensors, workers).map_err(|source| Error::Tensors {

@@ -59,6 +59,8 @@ pub(super) struct Args {
 
 /// Memory may grow by so many bytes while the window runs.
 const GROWTH: u64 = 20_000_000;
+/// The first picture comes within so many seconds.
+const FIRST: f64 = 1.0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Exactness {
@@ -233,9 +235,9 @@ impl Table {
     }
 }
 
-/// The whole program on the demo: seconds of each frame from the first to the last that is written,
-/// reading, networks, compositor and encoder beside each other.
-/// Runs the demo in the window, without a display, and says how fast it was; memory that grows is a failure.
+/// Runs the demo in the window, without a display, and says how fast it was. It is held against what the window
+/// promises: a first picture within a second, no more latency than an interval of the driver and one inference,
+/// and memory that stays flat.
 #[allow(clippy::print_stdout, reason = "this is the result")]
 fn window(args: &Args) -> Result<(), Failure> {
     let start = Start {
@@ -248,14 +250,18 @@ fn window(args: &Args) -> Result<(), Failure> {
     let measured = ui::measure(start, [1280.0, 800.0], long, || {
         memory.extend(super::memory::now());
     })?;
-    // Buffers and caches fill in the first quarter.
-    let settled = memory.get(memory.len() / 4).copied().unwrap_or(0);
-    let growth = memory.last().copied().unwrap_or(0).saturating_sub(settled);
+    // Buffers and caches fill in the first quarter; models come and go for a moment.
+    let quarter = memory.len() / 4;
+    let settled = median(memory.get(quarter..2 * quarter));
+    let growth = median(memory.get(3 * quarter..)).saturating_sub(settled);
+    let most = measured.interval + measured.inference;
     if args.json {
         let numbers = json!({
             "first_picture_s": measured.first_picture, "first_animated_s": measured.first_animated,
-            "fps": measured.fps, "latency_ms": measured.latency, "inference_ms": measured.inference,
-            "slowest_frame_ms": measured.slowest, "memory_bytes": settled, "memory_growth_bytes": growth,
+            "fps": measured.fps, "driver_fps": measured.interval.recip() * 1e3,
+            "latency_ms": measured.latency, "inference_ms": measured.inference,
+            "slowest_frame_ms": measured.slowest, "quality": measured.quality,
+            "memory_bytes": settled, "memory_growth_bytes": growth,
         });
         println!("{numbers:#}");
     } else {
@@ -268,11 +274,11 @@ fn window(args: &Args) -> Result<(), Failure> {
             measured.first_animated
         );
         println!(
-            "animated           {:.1} fps, networks {:.0} ms a frame",
-            measured.fps, measured.inference
+            "animated           {:.1} fps, networks {:.0} ms a frame, {}",
+            measured.fps, measured.inference, measured.quality
         );
         println!(
-            "latency            {:.0} ms from the driver's frame",
+            "latency            {:.0} ms from the driver's frame, of {most:.0} ms",
             measured.latency
         );
         println!(
@@ -285,16 +291,40 @@ fn window(args: &Args) -> Result<(), Failure> {
             growth as f64 / 1e6
         );
     }
-    if growth > GROWTH {
-        let text = format!(
-            "memory has grown by {growth} bytes in {} s: it should stay flat",
-            args.seconds
-        );
-        return Err(Failure::Job(text));
+    let mut broken = Vec::new();
+    if measured.first_picture > FIRST {
+        broken.push(format!(
+            "the first picture came after {:.2} s and not within {FIRST} s",
+            measured.first_picture
+        ));
     }
-    Ok(())
+    if measured.latency > most {
+        broken.push(format!(
+            "the latency is {:.0} ms and not {most:.0} ms",
+            measured.latency
+        ));
+    }
+    if growth > GROWTH {
+        broken.push(format!(
+            "memory has grown by {:.1} MB in {} s and should stay flat",
+            growth as f64 / 1e6,
+            args.seconds
+        ));
+    }
+    match broken.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Job(broken.join("; "))),
+    }
 }
 
+fn median(values: Option<&[u64]>) -> u64 {
+    let mut values = values.unwrap_or_default().to_vec();
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or(0)
+}
+
+/// The whole program on the demo: seconds of each frame from the first to the last that is written,
+/// reading, networks, compositor and encoder beside each other.
 fn end_to_end(table: &mut Table, engine: Engine, label: &str) -> Result<(), Failure> {
     if !(Path::new(PHOTO).exists() && Path::new(CLIP).exists()) {
         eprintln!("no row from end to end: {PHOTO} and {CLIP} are not here");

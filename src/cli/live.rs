@@ -54,7 +54,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         compositor: args.compositor,
         threads: args.threads.map_or(0, usize::from),
         config: settings::folder(),
-        still: false,
+        ..Start::default()
     };
     match args.screenshot {
         Some(file) => {

@@ -59,6 +59,7 @@ impl Model {
         let engine = load::engine(&ModelOptions {
             weights: weights.as_deref(),
             config,
+            size: None,
             border: self.border.map(|border| match border {
                 BorderName::Paddlegan => Border::PaddleGan,
                 BorderName::None => Border::None,

@@ -3,6 +3,7 @@
 use image::RgbaImage;
 
 use super::Error;
+use super::context::{Context, Device};
 use super::mask::{PasteMode, PasteSettings, Raster};
 use super::neighbours::Share;
 use super::prepare::{Face, Prepared, Rim, check_crop, model_view};
@@ -48,6 +49,8 @@ pub struct Compositor {
     gpu: Option<Gpu>,
     photo: RgbaImage,
     output: RgbaImage,
+    /// The frame is on the adapter and not yet in `output`.
+    unread: bool,
     faces: Vec<Face>,
     prepared: Vec<Prepared>,
     /// Ratios of faces that have their own.
@@ -67,10 +70,34 @@ impl Compositor {
     /// # Errors
     /// Only for [`Choice::Wgpu`], when no adapter can be opened.
     pub fn new(choice: Choice) -> Result<Self, Error> {
+        Self::with(choice, Context::open)
+    }
+
+    /// A compositor on the window's device, see [`Compositor::copy_into`]. Of [`Choice::Auto`] a software
+    /// adapter is passed over here too.
+    ///
+    /// # Errors
+    /// Only for [`Choice::Wgpu`], when the device runs no compute shaders.
+    pub fn on(choice: Choice, device: &Device) -> Result<Self, Error> {
+        Self::with(choice, |software| {
+            let reason = if !device.computes() {
+                "the window's runs no compute shaders"
+            } else if device.is_software() && !software {
+                "the window's computes on the CPU"
+            } else {
+                return Ok(Context::on(device.clone()));
+            };
+            Err(Error::NoAdapter {
+                reason: reason.to_owned(),
+            })
+        })
+    }
+
+    fn with(choice: Choice, open: impl Fn(bool) -> Result<Context, Error>) -> Result<Self, Error> {
         let gpu = match choice {
             Choice::Cpu => None,
-            Choice::Wgpu => Some(Gpu::open(true)?),
-            Choice::Auto => match Gpu::open(false) {
+            Choice::Wgpu => Some(open(true).and_then(Gpu::new)?),
+            Choice::Auto => match open(false).and_then(Gpu::new) {
                 Ok(gpu) => Some(gpu),
                 Err(error) => {
                     tracing::debug!("composing on the CPU: {error}");
@@ -83,6 +110,7 @@ impl Compositor {
             gpu,
             photo: RgbaImage::default(),
             output: RgbaImage::default(),
+            unread: false,
             faces: Vec::new(),
             prepared: Vec::new(),
             ratios: Vec::new(),
@@ -118,6 +146,7 @@ impl Compositor {
             .collect::<Result<Vec<_>, Error>>()?;
         self.photo = photo.clone();
         self.output = photo.clone();
+        self.unread = false;
         self.prepared.clear();
         self.prepared.resize_with(faces.len(), Prepared::default);
         self.twins.clear();
@@ -164,6 +193,19 @@ impl Compositor {
         predictions: &[Prediction],
         settings: &PasteSettings,
     ) -> Result<&RgbaImage, Error> {
+        self.compose(predictions, settings)?;
+        self.output()
+    }
+
+    /// As [`Compositor::composite`], but with a graphics card the frame stays there until it is asked for.
+    ///
+    /// # Errors
+    /// As [`Compositor::composite`].
+    pub fn compose(
+        &mut self,
+        predictions: &[Prediction],
+        settings: &PasteSettings,
+    ) -> Result<(), Error> {
         settings.check()?;
         if predictions.len() != self.faces.len() {
             let (predictions, crops) = (predictions.len(), self.faces.len());
@@ -183,21 +225,71 @@ impl Compositor {
                 prepared.shrink_to(face.crop);
             }
         }
+        self.unread = false;
         if let Some(gpu) = self.gpu.as_mut().filter(|gpu| gpu.ready()) {
             // What is left by the CPU's frames is in rows that are read back.
             self.rasters.clear();
-            let result = gpu.render(&self.prepared, &self.shares, &mut self.output);
+            let result = gpu.render(&self.prepared, &self.shares);
             self.gpu_or_fall_back(result)?;
+            self.unread = self.on_gpu();
         }
         if !self.on_gpu() {
             self.paint();
         }
+        Ok(())
+    }
+
+    /// What was composed last; the photo itself before that.
+    ///
+    /// # Errors
+    /// With [`Choice::Wgpu`], what the adapter says.
+    pub fn output(&mut self) -> Result<&RgbaImage, Error> {
+        if std::mem::take(&mut self.unread)
+            && let Some(gpu) = &self.gpu
+        {
+            let result = gpu.read(&mut self.output);
+            self.gpu_or_fall_back(result)?;
+            if !self.on_gpu() {
+                self.paint();
+            }
+        }
         Ok(&self.output)
     }
 
-    /// What [`Compositor::composite`] gave last; the photo itself before that.
-    pub fn output(&self) -> &RgbaImage {
-        &self.output
+    /// Copies what was composed last into a texture of the compositor's device that holds the photo; false
+    /// when it was composed on the CPU: then [`Compositor::output`] has it, and differs from the photo in
+    /// [`Compositor::touched`].
+    ///
+    /// # Errors
+    /// With [`Choice::Wgpu`], what the adapter says.
+    pub fn copy_into(&mut self, texture: &wgpu::Texture) -> Result<bool, Error> {
+        let (width, height) = self.photo.dimensions();
+        let fits = (texture.width(), texture.height()) == (width, height);
+        let Some(gpu) = self.gpu.as_ref().filter(|gpu| fits && gpu.ready()) else {
+            return Ok(false);
+        };
+        let result = gpu.copy_into(texture);
+        self.gpu_or_fall_back(result)?;
+        if !self.on_gpu() {
+            self.unread = false;
+            self.paint();
+        }
+        Ok(self.on_gpu())
+    }
+
+    /// The part of the photo that its faces are in; empty without any.
+    pub fn touched(&self) -> Rect {
+        let crops = self.faces.iter().map(|face| face.crop);
+        crops
+            .reduce(|all, crop| {
+                Rect::new(
+                    all.x1.min(crop.x1),
+                    all.y1.min(crop.y1),
+                    all.x2.max(crop.x2),
+                    all.y2.max(crop.y2),
+                )
+            })
+            .unwrap_or(Rect::new(0, 0, 0, 0))
     }
 
     /// Who composes the photo set last: the adapter's name, or "CPU".
@@ -281,7 +373,7 @@ mod tests {
     fn on_adapter(choice: Choice) -> Option<Compositor> {
         let mut compositor = Compositor::new(Choice::Cpu).unwrap();
         compositor.choice = choice;
-        compositor.gpu = match Gpu::open(true) {
+        compositor.gpu = match Context::open(true).and_then(Gpu::new) {
             Ok(gpu) => Some(gpu),
             Err(_) if std::env::var("MIMIC_TEST_NO_ADAPTER").is_ok_and(|v| v == "1") => {
                 return None;

@@ -3,7 +3,7 @@
 //! wgpu turns errors into panics unless somebody listens: here they become [`Error`]s. Without any
 //! adapter nothing panics either, there is just none.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::Error;
@@ -59,6 +59,91 @@ pub fn adapters() -> Vec<AdapterReport> {
         .collect()
 }
 
+/// What a device is asked to allow on an adapter: pictures and buffers as large as it can.
+pub fn limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
+    let has = adapter.limits();
+    // What is older than compute shaders can still show a window.
+    let usual = if wgpu::Limits::default().check_limits(&has) {
+        wgpu::Limits::default()
+    } else {
+        wgpu::Limits::downlevel_webgl2_defaults()
+    };
+    wgpu::Limits {
+        max_texture_dimension_2d: has.max_texture_dimension_2d,
+        max_storage_buffer_binding_size: has.max_storage_buffer_binding_size,
+        max_buffer_size: has.max_buffer_size,
+        ..usual
+    }
+}
+
+/// A device that the window has opened, for the compositor to work on too: what is composed there needs
+/// not be read back to be shown. All that is done with it is done on the window's thread.
+#[derive(Clone, Debug)]
+pub struct Device {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    lost: Lost,
+    /// See [`super::Canvas`].
+    pub(super) halve: Arc<OnceLock<wgpu::ComputePipeline>>,
+}
+
+/// Why a device is gone, once it is.
+type Lost = Arc<Mutex<Option<String>>>;
+
+impl Device {
+    /// Takes the window's device over; from now on the device tells this when it is lost.
+    pub fn new(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        let lost = watch(&device);
+        Self {
+            info: adapter.get_info(),
+            device,
+            queue,
+            lost,
+            halve: Arc::default(),
+        }
+    }
+
+    /// Why nothing can be drawn with it any more: the card was taken out, or its driver gave up.
+    pub fn lost(&self) -> Option<String> {
+        said(&self.lost)
+    }
+
+    /// The largest side of a picture on it.
+    pub fn max_side(&self) -> u32 {
+        self.device.limits().max_texture_dimension_2d
+    }
+
+    /// Whether it computes on the CPU.
+    pub(super) fn is_software(&self) -> bool {
+        self.info.device_type == wgpu::DeviceType::Cpu
+    }
+
+    /// Whether it runs compute shaders.
+    pub(super) fn computes(&self) -> bool {
+        self.device.limits().max_compute_invocations_per_workgroup >= TILE * TILE
+    }
+}
+
+/// Keeps why a device is lost.
+fn watch(device: &wgpu::Device) -> Lost {
+    let lost = Lost::default();
+    let keep = Arc::clone(&lost);
+    device.set_device_lost_callback(move |reason, why| {
+        let why = if why.is_empty() {
+            format!("{reason:?}").to_lowercase()
+        } else {
+            why
+        };
+        *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    });
+    lost
+}
+
+fn said(slot: &Mutex<Option<String>>) -> Option<String> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
 /// An opened adapter.
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -72,6 +157,7 @@ pub(crate) struct Context {
     max_bytes: u64,
     /// The last error that no scope has caught.
     stray: Arc<Mutex<Option<String>>>,
+    lost: Lost,
 }
 
 impl Context {
@@ -92,32 +178,45 @@ impl Context {
                 info.name
             )));
         }
-        let has = adapter.limits();
-        let max_bytes = has.max_storage_buffer_binding_size.min(has.max_buffer_size);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("mimic"),
-            required_limits: wgpu::Limits {
-                max_storage_buffer_binding_size: has.max_storage_buffer_binding_size,
-                max_buffer_size: has.max_buffer_size,
-                ..wgpu::Limits::default()
-            },
+            required_limits: limits(&adapter),
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .map_err(|e| none(format!("{}: {e}", info.name)))?;
-        let stray = Arc::new(Mutex::new(None));
+        let stray = Arc::<Mutex<Option<String>>>::default();
         let keep = Arc::clone(&stray);
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
         }));
+        let lost = watch(&device);
         Ok(Self {
-            device,
-            queue,
-            name: format!("{} ({})", info.name, info.backend),
-            max_side: has.max_texture_dimension_2d,
-            max_bytes,
             stray,
+            ..Self::on(Device {
+                device,
+                queue,
+                info,
+                lost,
+                halve: Arc::default(),
+            })
         })
+    }
+
+    /// On the window's device. Errors outside [`Self::checked`] are the window's.
+    pub(crate) fn on(shared: Device) -> Self {
+        let limits = shared.device.limits();
+        Self {
+            name: format!("{} ({})", shared.info.name, shared.info.backend),
+            max_side: limits.max_texture_dimension_2d,
+            max_bytes: limits
+                .max_storage_buffer_binding_size
+                .min(limits.max_buffer_size),
+            device: shared.device,
+            queue: shared.queue,
+            stray: Arc::default(),
+            lost: shared.lost,
+        }
     }
 
     /// Whether a picture of that size, `bytes` large, can be worked on.
@@ -146,7 +245,10 @@ impl Context {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        match found.map(|e| e.to_string()).or(stray) {
+        // What a lost device refuses is no error of its own: it has to be asked.
+        let _ = self.device.poll(wgpu::PollType::Poll);
+        let lost = said(&self.lost);
+        match found.map(|e| e.to_string()).or(stray).or(lost) {
             Some(reason) => Err(self.failed(reason)),
             None => result,
         }
@@ -171,23 +273,9 @@ impl Context {
         }
     }
 
-    /// A compute pipeline from a shader whose entry point is `main`; its bindings are the shader's.
+    /// See [`pipeline`].
     pub(crate) fn pipeline(&self, label: &str, source: &str) -> wgpu::ComputePipeline {
-        let module = self
-            .device
-            .create_shader_module(wgpu::ShaderModuleDescriptor {
-                label: Some(label),
-                source: wgpu::ShaderSource::Wgsl(source.into()),
-            });
-        self.device
-            .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(label),
-                layout: None,
-                module: &module,
-                entry_point: Some("main"),
-                compilation_options: wgpu::PipelineCompilationOptions::default(),
-                cache: None,
-            })
+        pipeline(&self.device, label, source)
     }
 
     /// An empty buffer for shaders; copies go in, and out with `COPY_SRC`.
@@ -225,6 +313,22 @@ impl Context {
             entries: &entries,
         })
     }
+}
+
+/// A compute pipeline from a shader whose entry point is `main`; its bindings are the shader's.
+pub(super) fn pipeline(device: &wgpu::Device, label: &str, source: &str) -> wgpu::ComputePipeline {
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: Some(label),
+        source: wgpu::ShaderSource::Wgsl(source.into()),
+    });
+    device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(label),
+        layout: None,
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions::default(),
+        cache: None,
+    })
 }
 
 /// Runs a pipeline once for each pixel of a crop.

@@ -22,6 +22,7 @@
 //! Left out: networks, crops and threads. Everything here runs on the thread that calls; wgpu queues
 //! want to be used from one thread only, so keep a [`Compositor`] on one.
 
+mod canvas;
 mod compositor;
 mod context;
 mod mask;
@@ -34,8 +35,9 @@ mod scene;
 mod warp;
 mod yuv;
 
+pub use canvas::Canvas;
 pub use compositor::{Choice, Compositor};
-pub use context::{AdapterReport, adapters};
+pub use context::{AdapterReport, Device, adapters, limits};
 pub use mask::{PasteMode, PasteSettings};
 pub use prepare::model_view;
 pub use yuv::YuvToRgb;

@@ -64,8 +64,7 @@ struct SizedBuffers {
 }
 
 impl Gpu {
-    pub(crate) fn open(software: bool) -> Result<Self, Error> {
-        let context = Context::open(software)?;
+    pub(crate) fn new(context: Context) -> Result<Self, Error> {
         let (warp, paste) =
             context.checked(|| Ok((Warp::new(&context), PasteBack::new(&context))))?;
         Ok(Self {
@@ -147,13 +146,8 @@ impl Gpu {
         })
     }
 
-    /// Composes a frame into `output`, which holds the photo in all rows without a face.
-    pub(crate) fn render(
-        &mut self,
-        prepared: &[Prepared],
-        shares: &[Share],
-        output: &mut RgbaImage,
-    ) -> Result<(), Error> {
+    /// Composes a frame, which stays on the adapter.
+    pub(crate) fn render(&mut self, prepared: &[Prepared], shares: &[Share]) -> Result<(), Error> {
         let Self {
             context,
             warp,
@@ -165,7 +159,26 @@ impl Gpu {
         };
         context.checked(|| {
             scene.submit(context, warp, paste, prepared, shares);
-            scene.read(context, output)
+            Ok(())
+        })
+    }
+
+    /// Reads the frame into `output`, which holds the photo in all rows without a face.
+    pub(crate) fn read(&self, output: &mut RgbaImage) -> Result<(), Error> {
+        let Some(scene) = self.scene.as_ref().filter(|scene| !scene.rows.is_empty()) else {
+            return Ok(());
+        };
+        self.context.checked(|| scene.read(&self.context, output))
+    }
+
+    /// Copies the frame's rows that faces touch into a texture of the same device and the photo's size.
+    pub(crate) fn copy_into(&self, texture: &wgpu::Texture) -> Result<(), Error> {
+        let Some(scene) = self.scene.as_ref().filter(|scene| !scene.rows.is_empty()) else {
+            return Ok(());
+        };
+        self.context.checked(|| {
+            scene.copy_into(&self.context, texture);
+            Ok(())
         })
     }
 }
@@ -222,11 +235,46 @@ impl Scene {
                 }
             }
         }
-        encoder.copy_buffer_to_buffer(&self.frame, start, &self.read_back, 0, bytes);
+        context.queue.submit([encoder.finish()]);
+    }
+
+    fn copy_into(&self, context: &Context, texture: &wgpu::Texture) {
+        let mut encoder = context.device.create_command_encoder(&Default::default());
+        let row = self.stride * 4;
+        encoder.copy_buffer_to_texture(
+            wgpu::TexelCopyBufferInfo {
+                buffer: &self.frame,
+                layout: wgpu::TexelCopyBufferLayout {
+                    offset: u64::from(self.rows.start) * u64::from(row),
+                    bytes_per_row: Some(row),
+                    rows_per_image: None,
+                },
+            },
+            wgpu::TexelCopyTextureInfo {
+                origin: wgpu::Origin3d {
+                    y: self.rows.start,
+                    ..wgpu::Origin3d::ZERO
+                },
+                ..texture.as_image_copy()
+            },
+            wgpu::Extent3d {
+                width: texture.width(),
+                height: self.rows.len() as u32,
+                depth_or_array_layers: 1,
+            },
+        );
         context.queue.submit([encoder.finish()]);
     }
 
     fn read(&self, context: &Context, output: &mut RgbaImage) -> Result<(), Error> {
+        let mut encoder = context.device.create_command_encoder(&Default::default());
+        let row = u64::from(self.stride) * 4;
+        let (start, bytes) = (
+            u64::from(self.rows.start) * row,
+            self.rows.len() as u64 * row,
+        );
+        encoder.copy_buffer_to_buffer(&self.frame, start, &self.read_back, 0, bytes);
+        context.queue.submit([encoder.finish()]);
         self.read_back.map_async(wgpu::MapMode::Read, .., |_| ());
         context.wait()?;
         let width = output.width() as usize * 4;

@@ -45,6 +45,10 @@ pub enum DriverEvent {
     },
     /// Something that the user should know; it goes on.
     Notice(String),
+    /// Nothing comes any more; it is tried again until there is.
+    Lost(String),
+    /// It comes again.
+    Back,
     /// It cannot go on.
     Failed(String),
 }
@@ -203,18 +207,20 @@ impl Player {
     fn camera(self, name: &str) -> std::io::Result<Option<Camera>> {
         let cameras = camera::list();
         let named = |camera: &&camera::CameraInfo| camera.name == name || name.is_empty();
-        let Some(which) = cameras.iter().find(named) else {
-            let there: Vec<&str> = cameras.iter().map(|camera| camera.name.as_str()).collect();
-            let why = if there.is_empty() {
-                "no camera is connected: plug one in, or choose another driver".to_owned()
-            } else {
-                format!(
-                    "the camera {name} is not connected: there is {}",
-                    there.join(", ")
-                )
-            };
-            self.say(DriverEvent::Failed(why));
-            return Ok(None);
+        let which = match cameras.iter().find(named) {
+            Some(camera) => camera.clone(),
+            None if name.is_empty() => {
+                let why = "no camera is connected: plug one in, or choose another driver";
+                self.say(DriverEvent::Failed(why.to_owned()));
+                return Ok(None);
+            }
+            // It says so itself, and waits for it.
+            None => camera::CameraInfo {
+                index: 0,
+                name: name.to_owned(),
+                place: String::new(),
+                formats: String::new(),
+            },
         };
         let on = move |event: camera::Event<'_>| match event {
             camera::Event::Opened(opened) => self.say(DriverEvent::Started {
@@ -227,14 +233,13 @@ impl Player {
                 let image = std::mem::take(image);
                 self.give(Driving::Frame { image, captured });
             }
-            camera::Event::Stalled => self.say(DriverEvent::Notice(
+            camera::Event::Stalled => self.say(DriverEvent::Lost(
                 "the camera has sent nothing for two seconds: it is being opened again".to_owned(),
             )),
-            camera::Event::Lost(error) => self.say(DriverEvent::Notice(error.to_string())),
-            // Its frames say so.
-            camera::Event::Resumed => {}
+            camera::Event::Lost(error) => self.say(DriverEvent::Lost(error.to_string())),
+            camera::Event::Resumed => self.say(DriverEvent::Back),
         };
-        Camera::start(which, &Wish::default(), Box::new(on)).map(Some)
+        Camera::start(&which, &Wish::default(), Box::new(on)).map(Some)
     }
 
     fn give(&self, driving: Driving) -> Option<Driving> {

@@ -3,10 +3,13 @@
 mod cast;
 pub mod driver;
 mod driving;
+pub mod governor;
+mod infer;
 pub mod live;
 pub mod offline;
 pub mod queue;
 mod refine;
+mod rungs;
 pub mod slot;
 pub mod tuning;
 pub mod weights;

@@ -30,6 +30,8 @@ use crate::settings::{self, Blend, Driver, Enhance, Face, Motion, PhotoOrigin};
 const MOST: usize = 200;
 /// The largest list that is read.
 const LARGEST: u64 = 8 << 20;
+/// How long the end of the program waits for the end of a job.
+const CLEAN_UP: Duration = Duration::from_secs(2);
 /// Longer side of a job's small pictures.
 const THUMB: u32 = 128;
 
@@ -284,13 +286,19 @@ impl Queue {
             tracing::warn!("cannot save the render jobs: {e}");
         }
     }
+
+    /// Ends what is running, which waits for the next start, and gives it a moment to clean up.
+    pub fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.cancel.store(true, Ordering::Relaxed);
+            let _ = running.end.recv_timeout(CLEAN_UP);
+        }
+    }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        if let Some(running) = &self.running {
-            running.cancel.store(true, Ordering::Relaxed);
-        }
+        self.stop();
     }
 }
 

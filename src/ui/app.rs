@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
-use eframe::egui::{self, Context};
+use eframe::egui::{self, Context, ViewportCommand};
 use eframe::egui_wgpu::RenderState;
 
 use super::command::{Command, Place};
@@ -24,7 +24,7 @@ use crate::gpu;
 use crate::media::{self, camera, camera::CameraInfo};
 use crate::model::Keypoints;
 use crate::pipeline::driver::Driver;
-use crate::pipeline::live::{Live, LiveModel};
+use crate::pipeline::live::{Live, LiveModel, Quality};
 use crate::settings::{self, Language, Loaded, Settings};
 
 /// Why there is no window.
@@ -41,6 +41,16 @@ pub enum Error {
         "the window needs a graphics adapter that wgpu can use, a software one such as lavapipe will do: mimic animate works without"
     )]
     NoAdapter,
+    /// The adapter was lost again as soon as the window was opened anew.
+    #[error(
+        "the graphics adapter is lost ({0}): start mimic again, with --compositor cpu if that happens often; mimic animate works without a window"
+    )]
+    AdapterLost(String),
+    /// The adapter was lost, and the program cannot be started anew.
+    #[error(
+        "the graphics adapter is lost, and mimic cannot start itself anew ({0}): start it again"
+    )]
+    Again(std::io::Error),
     /// The system gives no threads.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -57,6 +67,8 @@ pub enum Error {
 /// The window.
 pub struct App {
     pub(super) ctx: Context,
+    /// The window's, which everything is drawn and composed with.
+    pub(super) device: gpu::Device,
     pub(super) words: &'static Words,
     pub(super) settings: Settings,
     pub(super) place: Place,
@@ -66,6 +78,8 @@ pub struct App {
     /// The networks' thread; none when it could not be started or died.
     pub(super) live: Option<Live>,
     pub(super) model: ModelState,
+    /// How well it runs at the moment.
+    pub(super) quality: Quality,
     pub(super) jobs: Jobs,
     pub(super) outputs: Outputs,
     pub(super) speeds: Speeds,
@@ -91,6 +105,7 @@ pub struct App {
     config: Option<PathBuf>,
     saved: Settings,
     saved_at: Instant,
+    opened: Instant,
     start: Start,
 }
 
@@ -156,27 +171,32 @@ impl App {
         }
         theme::apply(ctx, settings.theme);
         fonts::icons(ctx);
-        let mut reel = Reel::new(&settings, ctx)?;
+        let device = gpu::Device::new(&state.adapter, state.device.clone(), state.queue.clone());
+        let mut reel = Reel::new(&settings, device.max_side(), ctx)?;
         for photo in &start.photos {
             reel.add(settings::PhotoOrigin::File(photo.clone()));
         }
-        let stage = Stage::new(Picture::new(state.clone()), start.compositor)?;
-        let (jobs, trouble) = Jobs::new(config.as_deref(), Picture::new(state.clone()), ctx);
+        let picture = || Picture::new(state, &device);
+        let stage = Stage::new(picture(), start.compositor, &device)?;
+        let mirror = Mirror::new(picture());
+        let (jobs, trouble) = Jobs::new(config.as_deref(), picture(), ctx);
         if let Some(trouble) = trouble {
             notices.warn(trouble);
         }
         let mut app = Self {
             jobs,
             ctx: ctx.clone(),
+            device,
             words: words::words(settings.language),
             saved: settings.clone(),
             settings,
             place: Place::default(),
             reel,
             stage,
-            mirror: Mirror::new(Picture::new(state.clone())),
+            mirror,
             live: None,
             model: ModelState::Loading,
+            quality: Quality::default(),
             outputs: Outputs::default(),
             speeds: Speeds::default(),
             downloads: Downloads::default(),
@@ -200,9 +220,14 @@ impl App {
             has_chinese: None,
             config,
             saved_at: Instant::now(),
+            opened: Instant::now(),
             start,
         };
         app.speak();
+        if let Some(why) = &app.start.lost {
+            let text = format!("{} {why}", app.words.adapter_lost);
+            app.notices.warn(text);
+        }
         if !app.start.still {
             app.find_cameras();
         }
@@ -213,6 +238,11 @@ impl App {
 
     /// Everything that is not drawing: also when the window is hidden.
     pub fn logic(&mut self, ctx: &Context) {
+        if self.device.lost().is_some() {
+            // Nothing can be drawn any more: see `on_exit`.
+            self.remember(true);
+            return ctx.send_viewport_cmd(ViewportCommand::Close);
+        }
         self.listen();
         self.keys(ctx);
         self.files(ctx);
@@ -227,6 +257,9 @@ impl App {
 
     /// Draws the window.
     pub fn draw(&mut self, ui: &mut egui::Ui) {
+        if self.device.lost().is_some() {
+            return;
+        }
         panels::draw(self, ui);
     }
 
@@ -243,9 +276,36 @@ impl App {
         }
     }
 
+    /// What the frame rate costs: "Holding 25 fps: half size". None at full quality.
+    pub(super) fn quality_text(&self) -> Option<String> {
+        let (words, quality) = (self.words, &self.quality);
+        if !quality.lowered {
+            return None;
+        }
+        let what: Vec<&str> = quality
+            .model
+            .as_deref()
+            .into_iter()
+            .chain(quality.half.then_some(words.half_size))
+            .chain(quality.bf16.then_some("bf16"))
+            .collect();
+        let verb = if quality.holds {
+            words.holding
+        } else {
+            words.slower
+        };
+        let fps = self.settings.hold.fps;
+        Some(format!(
+            "{verb} {fps:.0} {}: {}",
+            words.fps,
+            what.join(", ")
+        ))
+    }
+
     pub(super) fn start_live(&mut self) {
         self.live = None;
         self.model = ModelState::Loading;
+        self.quality = Quality::default();
         if self.start.still {
             return;
         }
@@ -253,6 +313,7 @@ impl App {
         let model = LiveModel {
             weights: self.settings.model.clone(),
             threads: self.start.threads,
+            others: self.other_models(),
         };
         match Live::start(model, move || ctx.request_repaint()) {
             Ok(live) => self.live = Some(live),
@@ -384,5 +445,12 @@ impl eframe::App for App {
 
     fn on_exit(&mut self) {
         self.remember(true);
+        self.end_outputs();
+        self.jobs.queue.stop();
+        // With its temporary file, which nobody would remove.
+        (self.driver, self.demo_clip) = (None, None);
+        if let Some(why) = self.device.lost() {
+            super::start_anew(&why, self.opened);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::geometry::Rect;
-use crate::settings::{Blend, Driver, Enhance, Language, Motion, Show, Theme};
+use crate::settings::{Blend, Driver, Enhance, Hold, Language, Motion, Show, Theme};
 
 use super::dialogs::Pick;
 use super::jobs::JobCommand;
@@ -63,6 +63,8 @@ pub(super) enum Command {
     Language(Language),
     Theme(Theme),
     Microphone(bool),
+    /// Hold a frame rate at the cost of quality.
+    Hold(Hold),
     /// Start the networks anew, after they died.
     Restart,
     Dismiss(u64),

@@ -2,18 +2,19 @@
 //! machines without a display.
 
 use std::path::Path;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use eframe::egui::{self, Context, Pos2, Rect, Vec2};
-use eframe::egui_wgpu::{
-    self, RenderState, RendererOptions, ScreenDescriptor, WgpuConfiguration, WgpuSetup,
-};
+use eframe::egui_wgpu::{RenderState, RendererOptions, ScreenDescriptor};
 use image::RgbaImage;
 
 use super::{App, Error, Start};
 
 /// Between two frames of the window.
 const FRAME: Duration = Duration::from_millis(16);
+/// The same while something moves: no display is faster.
+const SHORTEST: Duration = Duration::from_millis(4);
 
 /// Runs the window for `after` and writes its picture.
 ///
@@ -24,7 +25,7 @@ pub fn screenshot(start: Start, size: [f32; 2], after: Duration, file: &Path) ->
     let began = Instant::now();
     while began.elapsed() < after {
         window.frame();
-        std::thread::sleep(FRAME);
+        window.rest();
     }
     let picture = window.picture()?;
     picture.save(file).map_err(|e| Error::Screenshot {
@@ -34,7 +35,7 @@ pub fn screenshot(start: Start, size: [f32; 2], after: Duration, file: &Path) ->
 }
 
 /// What was measured of the window.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Measured {
     /// From the start to the first picture on the stage, seconds.
     pub first_picture: f64,
@@ -44,8 +45,12 @@ pub struct Measured {
     pub fps: f64,
     /// From the driver's frame to the window, milliseconds.
     pub latency: f64,
+    /// Milliseconds between two frames of the driver.
+    pub interval: f64,
     /// Milliseconds of the networks a frame.
     pub inference: f64,
+    /// What the governor has made of it: "full quality", "half size".
+    pub quality: String,
     /// The longest time that one frame of the window took, milliseconds: the window answers within it.
     pub slowest: f64,
 }
@@ -82,15 +87,18 @@ pub fn measure(
             seconds += 1;
             each();
         }
-        std::thread::sleep(FRAME);
+        window.rest();
     }
+    let quality = window.app.quality_text();
     let stats = &window.app.stats;
     Ok(Measured {
         first_picture: picture.unwrap_or(f64::INFINITY),
         first_animated: animated.unwrap_or(f64::INFINITY),
         fps: f64::from(stats.inference_fps()),
         latency: f64::from(stats.latency),
+        interval: 1000.0 / f64::from(stats.driver_fps()).max(0.001),
         inference: f64::from(stats.stages.total()),
+        quality: quality.unwrap_or_else(|| "full quality".to_owned()),
         slowest: slowest.as_secs_f64() * 1000.0,
     })
 }
@@ -101,17 +109,15 @@ struct Headless {
     app: App,
     size: [f32; 2],
     began: Instant,
+    /// When something wants to be drawn.
+    woken: Receiver<()>,
     shapes: Option<(Vec<egui::ClippedPrimitive>, f32)>,
 }
 
 impl Headless {
     fn new(start: Start, size: [f32; 2]) -> Result<Self, Error> {
-        let setup = WgpuSetup::CreateNew(egui_wgpu::WgpuSetupCreateNew::without_display_handle());
-        let instance = pollster::block_on(setup.new_instance());
-        let configuration = WgpuConfiguration {
-            wgpu_setup: setup,
-            ..WgpuConfiguration::default()
-        };
+        let configuration = super::graphics();
+        let instance = pollster::block_on(configuration.wgpu_setup.new_instance());
         let create =
             RenderState::create(&configuration, &instance, None, RendererOptions::default());
         let state = pollster::block_on(create).map_err(|error| {
@@ -119,6 +125,12 @@ impl Headless {
             Error::NoAdapter
         })?;
         let ctx = Context::default();
+        let (wake, woken) = sync_channel(1);
+        ctx.set_request_repaint_callback(move |asked| {
+            if asked.delay.is_zero() {
+                let _ = wake.try_send(());
+            }
+        });
         let app = App::new(&ctx, &state, start)?;
         Ok(Self {
             ctx,
@@ -126,8 +138,16 @@ impl Headless {
             app,
             size,
             began: Instant::now(),
+            woken,
             shapes: None,
         })
+    }
+
+    /// Until the next frame: at the display's rate, or as soon as there is something new.
+    fn rest(&self) {
+        let since = Instant::now();
+        let _ = self.woken.recv_timeout(FRAME);
+        std::thread::sleep(SHORTEST.saturating_sub(since.elapsed()));
     }
 
     /// One frame of the window, without painting it.

@@ -9,8 +9,9 @@ use super::app::{App, ModelState};
 use super::command::{Command, Place};
 use super::dialogs::Pick;
 use super::jobs::JobCommand;
+use super::notices::Topic;
 use super::outputs::said_of;
-use super::reel::Face;
+use super::reel::{Face, News};
 use crate::animate::PerformOptions;
 use crate::geometry::Rect;
 use crate::gpu;
@@ -31,21 +32,36 @@ impl App {
         self.listen_to_speeds();
         self.listen_to_downloads();
         self.jobs.listen(&self.ctx.clone());
-        for id in self.reel.take_opened(&self.ctx.clone()) {
-            self.tell_photo(id);
+        for news in self.reel.listen(&self.ctx.clone()) {
+            match news {
+                News::Opened(id) => self.tell_photo(id),
+                News::There(id, true) => {
+                    self.notices.settle(Topic::Photo(id));
+                }
+                News::There(id, false) => self.photo_gone(id),
+            }
         }
         let events: Vec<Event> = self.live.iter().flat_map(|live| live.events()).collect();
         for event in events {
             self.hear(event);
+        }
+        if let Some(shown) = self.live.as_ref().and_then(live::Live::take) {
+            self.show_frame(shown);
         }
         let events: Vec<DriverEvent> = self.driver.iter().flat_map(Driver::events).collect();
         for event in events {
             match event {
                 DriverEvent::Started { what } => self.driver_what = what,
                 DriverEvent::Notice(text) => self.notices.info(text),
+                DriverEvent::Lost(text) => self.notices.problem(Topic::Driver, text),
+                DriverEvent::Back => {
+                    if self.notices.settle(Topic::Driver) {
+                        self.notices.info(self.words.camera_back.to_owned());
+                    }
+                }
                 DriverEvent::Failed(why) => {
                     self.driver = None;
-                    self.notices.warn(why);
+                    self.notices.problem(Topic::Driver, why);
                 }
             }
         }
@@ -54,7 +70,7 @@ impl App {
         self.stats.driver(frames, dropped);
     }
 
-    fn hear(&mut self, event: Event) {
+    pub(super) fn hear(&mut self, event: Event) {
         match event {
             Event::Ready {
                 model,
@@ -91,11 +107,13 @@ impl App {
                 self.model = ModelState::Failed(text);
                 self.taking = false;
             }
-            Event::Frame => {
-                if let Some(shown) = self.live.as_ref().and_then(live::Live::take) {
-                    self.show_frame(shown);
+            Event::Quality(quality) => {
+                if let ModelState::Ready { device, .. } = &mut self.model {
+                    device.clone_from(&quality.device);
                 }
+                self.quality = quality;
             }
+            Event::Notice(text) => self.notices.problem(Topic::Driver, text),
             Event::TakeWritten { path, .. } => {
                 self.taking = false;
                 self.notices
@@ -125,7 +143,7 @@ impl App {
 
     /// Puts what belongs on stage there, and composes it if it has changed.
     pub(super) fn compose(&mut self) {
-        let size = self.stage.predicted().max(self.model_size());
+        let size = self.stage.predicted().unwrap_or_else(|| self.model_size());
         let result = match self.reel.current() {
             Some(photo) => match photo.opened() {
                 Some(opened) => self
@@ -146,18 +164,26 @@ impl App {
         }
     }
 
+    /// The file of a photo that is open was deleted or moved away.
+    fn photo_gone(&mut self, id: u64) {
+        let photo = self.reel.photos.iter().find(|photo| photo.id == id);
+        if let Some(photo) = photo
+            && !self.notices.about(Topic::Photo(id))
+        {
+            let text = format!("{} {}", self.words.photo_gone, photo.name());
+            self.notices.problem(Topic::Photo(id), text);
+        }
+    }
+
     /// Gives the networks a photo's faces, and shows it if it is the one on stage.
     fn tell_photo(&mut self, id: u64) {
         let size = self.model_size();
         let Some(photo) = self.reel.photos.iter().find(|photo| photo.id == id) else {
             return;
         };
-        let (Some(live), Some(opened)) = (&self.live, photo.opened()) else {
+        let (Some(live), Some(opened)) = (self.ready(), photo.opened()) else {
             return;
         };
-        if !matches!(self.model, ModelState::Ready { .. }) {
-            return;
-        }
         let views: Result<Vec<_>, gpu::Error> = photo
             .faces
             .iter()
@@ -180,14 +206,21 @@ impl App {
         if index < self.reel.photos.len() {
             self.reel.on_stage = index;
             self.face = None;
-            if let (Some(live), Some(photo)) = (&self.live, self.reel.current()) {
+            if let (Some(live), Some(photo)) = (self.ready(), self.reel.current()) {
                 live.tell(live::Command::Show(photo.id));
             }
         }
     }
 
+    /// The networks once they are loaded. What they were told before that would only fill the queue: when they
+    /// are ready they are told everything.
+    fn ready(&self) -> Option<&live::Live> {
+        let ready = matches!(self.model, ModelState::Ready { .. });
+        self.live.as_ref().filter(|_| ready)
+    }
+
     fn tell_motion(&self) {
-        let Some(live) = &self.live else { return };
+        let Some(live) = self.ready() else { return };
         let motion = self.settings.motion;
         live.tell(live::Command::Perform(PerformOptions {
             motion: tuning::motion(&motion),
@@ -198,10 +231,12 @@ impl App {
             crop: DriverCrop::Face,
             mirror: motion.mirror,
         });
+        let hold = self.settings.hold;
+        live.tell(live::Command::Hold(hold.on.then_some(hold.fps)));
     }
 
     fn tell_enhancement(&self) {
-        if let Some(live) = &self.live {
+        if let Some(live) = self.ready() {
             let wanted = tuning::enhancement(&self.settings.enhance);
             live.tell(live::Command::Enhance(wanted));
         }
@@ -218,6 +253,7 @@ impl App {
     pub(super) fn start_driver(&mut self) {
         self.driver = None;
         self.mirror.seen = false;
+        self.notices.settle(Topic::Driver);
         let source = match self.settings.driver.clone() {
             settings::Driver::Demo => match self.demo_clip() {
                 Ok(path) => DriverSource::Clip(path),
@@ -362,8 +398,11 @@ impl App {
             }
             Command::AddPhotos(files) => self.add_photos(files),
             Command::RemovePhoto(index) => {
-                if let (Some(id), Some(live)) = (self.reel.remove(index), &self.live) {
-                    live.tell(live::Command::Forget(id));
+                if let Some(id) = self.reel.remove(index) {
+                    self.notices.settle(Topic::Photo(id));
+                    if let Some(live) = &self.live {
+                        live.tell(live::Command::Forget(id));
+                    }
                 }
                 self.show_photo(self.reel.on_stage);
             }
@@ -452,10 +491,11 @@ impl App {
                 super::theme::apply(&self.ctx, theme);
             }
             Command::Microphone(on) => self.settings.microphone = on,
-            Command::Restart => {
-                self.start_live();
-                self.start_driver();
+            Command::Hold(hold) => {
+                self.settings.hold = hold;
+                self.tell_motion();
             }
+            Command::Restart => self.restart(),
             Command::Dismiss(id) => self.notices.dismiss(id),
             Command::UseModel(model) => self.use_model(model),
             Command::ForgetModel(model) => self.forget_model(model),
@@ -463,6 +503,17 @@ impl App {
             Command::Download(Some(name)) => self.download(name),
             Command::Download(None) => self.cancel_download(),
             Command::Job(job) => self.apply_job(job),
+        }
+    }
+
+    /// Starts the networks anew, and the driver if anybody sees it.
+    pub(super) fn restart(&mut self) {
+        let watched = self.place == Place::Live || self.is_put_out();
+        self.start_live();
+        if watched {
+            self.start_driver();
+        } else {
+            self.driver = None;
         }
     }
 
@@ -587,8 +638,10 @@ impl App {
     }
 
     fn screenshot(&mut self) {
-        let Some(picture) = self.stage.image().cloned() else {
-            return;
+        let picture = match self.stage.image() {
+            Ok(Some(picture)) => picture.clone(),
+            Ok(None) => return,
+            Err(error) => return self.notices.warn(error.to_string()),
         };
         let photo = self.reel.current().map(|photo| photo.origin.clone());
         let said = said_of(photo.as_slice());

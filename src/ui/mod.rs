@@ -25,11 +25,17 @@ mod widgets;
 mod words;
 
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use eframe::egui;
+use eframe::egui_wgpu::{WgpuConfiguration, WgpuSetupCreateNew};
 
 pub use app::{App, Error};
 pub use headless::{Measured, measure, screenshot};
@@ -52,13 +58,36 @@ pub struct Start {
     pub config: Option<PathBuf>,
     /// Start neither networks nor driver: for pictures of the window alone.
     pub still: bool,
+    /// Why the window before this one had to go, to be said.
+    pub lost: Option<String>,
 }
 
-/// Opens the window and returns when it is closed.
+/// A device that allows pictures as large as the adapter can.
+fn graphics() -> WgpuConfiguration {
+    let mut setup = WgpuSetupCreateNew::without_display_handle();
+    setup.device_descriptor = Arc::new(|adapter| wgpu::DeviceDescriptor {
+        label: Some("window"),
+        required_limits: gpu::limits(adapter),
+        ..wgpu::DeviceDescriptor::default()
+    });
+    WgpuConfiguration {
+        wgpu_setup: setup.into(),
+        ..WgpuConfiguration::default()
+    }
+}
+
+/// Opens the window and returns when it is closed. When the graphics adapter is lost the program is started anew
+/// in its place, with all that is remembered.
 ///
 /// # Errors
 /// When there is no display, no adapter, or the system refuses threads.
-pub fn run(start: Start) -> Result<(), Error> {
+pub fn run(mut start: Start) -> Result<(), Error> {
+    start.lost = std::env::var(LOST).ok();
+    if start.lost.is_some() && start.config.is_some() {
+        // They are in the reel and in the settings.
+        start.photos.clear();
+        start.driver = None;
+    }
     let size = match start.config.as_deref().map(settings::load) {
         Some(settings::Loaded::Kept(settings)) => settings.window,
         // Reading them once more says what was wrong with them.
@@ -72,6 +101,7 @@ pub fn run(start: Start) -> Result<(), Error> {
             .with_min_inner_size([640.0, 420.0])
             .with_drag_and_drop(true),
         renderer: eframe::Renderer::Wgpu,
+        wgpu_options: graphics(),
         ..eframe::NativeOptions::default()
     };
     // eframe wants a boxed error: the typed one comes out by the side.
@@ -93,5 +123,37 @@ pub fn run(start: Start) -> Result<(), Error> {
         (None, Err(eframe::Error::Wgpu(_))) => Err(Error::NoAdapter),
         (None, Err(error)) => Err(Error::Window(error.to_string())),
         (None, Ok(())) => Ok(()),
+    }
+}
+
+/// Tells a program that takes another's place why: the adapter's last words.
+const LOST: &str = "MIMIC_ADAPTER_LOST";
+/// A device that is lost again within this time is given up.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+/// Puts the program anew in its own place, after its device was lost. eframe cannot exchange the device, and
+/// wgpu panics when a window is closed whose device is gone.
+fn start_anew(why: &str, opened: Instant) -> ! {
+    let error = if opened.elapsed() < AT_ONCE {
+        Error::AdapterLost(why.to_owned())
+    } else {
+        match std::env::current_exe().map(|program| replace(&program, why)) {
+            Ok(error) | Err(error) => Error::Again(error),
+        }
+    };
+    tracing::error!("{error}");
+    std::process::exit(1)
+}
+
+/// Does not return when it succeeds.
+fn replace(program: &Path, why: &str) -> std::io::Error {
+    let mut program = Command::new(program);
+    program.args(std::env::args_os().skip(1)).env(LOST, why);
+    #[cfg(unix)]
+    return std::os::unix::process::CommandExt::exec(&mut program);
+    #[cfg(not(unix))]
+    match program.spawn() {
+        Ok(_) => std::process::exit(0),
+        Err(error) => error,
     }
 }

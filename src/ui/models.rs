@@ -228,6 +228,12 @@ impl App {
             .collect()
     }
 
+    /// What may stand in for the model while it is too slow: all others that are here.
+    pub(super) fn other_models(&self) -> Vec<Option<PathBuf>> {
+        let files = self.models().into_iter().map(|card| card.file);
+        files.filter(|file| *file != self.settings.model).collect()
+    }
+
     /// Animates with this model from now on, and remembers it.
     pub(super) fn use_model(&mut self, file: Option<PathBuf>) {
         if let Some(path) = &file
@@ -236,8 +242,7 @@ impl App {
             self.settings.models.push(path.clone());
         }
         self.settings.model = file;
-        self.start_live();
-        self.start_driver();
+        self.restart();
     }
 
     /// Takes a model out of the list. An imported one's file stays; one of the weights folder is removed, and can be
@@ -261,7 +266,7 @@ impl App {
         }
         let model = LiveModel {
             weights: file.clone(),
-            threads: 0,
+            ..LiveModel::default()
         };
         match on_thread("self-test", &self.ctx, move || {
             live::measure(&model, SELF_TEST)

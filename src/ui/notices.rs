@@ -17,12 +17,21 @@ pub(super) enum Kind {
     Problem,
 }
 
+/// What a problem is about, where it can go away by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Topic {
+    Driver,
+    /// The file of a photo.
+    Photo(u64),
+}
+
 /// One sentence.
 #[derive(Clone, Debug)]
 pub(super) struct Notice {
     pub(super) id: u64,
     pub(super) kind: Kind,
     pub(super) text: String,
+    topic: Option<Topic>,
     since: Instant,
 }
 
@@ -35,12 +44,31 @@ pub(super) struct Notices {
 
 impl Notices {
     pub(super) fn info(&mut self, text: String) {
-        self.push(Kind::Info, text);
+        self.push(Kind::Info, None, text);
     }
 
     pub(super) fn warn(&mut self, text: String) {
         tracing::warn!("{text}");
-        self.push(Kind::Problem, text);
+        self.push(Kind::Problem, None, text);
+    }
+
+    /// As [`Notices::warn`], until the topic is settled or something else is wrong with it.
+    pub(super) fn problem(&mut self, topic: Topic, text: String) {
+        tracing::warn!("{text}");
+        self.settle(topic);
+        self.push(Kind::Problem, Some(topic), text);
+    }
+
+    /// Whether something is said to be wrong with that.
+    pub(super) fn about(&self, topic: Topic) -> bool {
+        self.shown.iter().any(|notice| notice.topic == Some(topic))
+    }
+
+    /// What was wrong with that is well again; whether anything was said of it.
+    pub(super) fn settle(&mut self, topic: Topic) -> bool {
+        let before = self.shown.len();
+        self.shown.retain(|notice| notice.topic != Some(topic));
+        self.shown.len() < before
     }
 
     pub(super) fn dismiss(&mut self, id: u64) {
@@ -54,7 +82,7 @@ impl Notices {
         self.shown.iter()
     }
 
-    fn push(&mut self, kind: Kind, text: String) {
+    fn push(&mut self, kind: Kind, topic: Option<Topic>, text: String) {
         // The same sentence twice is one sentence.
         self.shown.retain(|notice| notice.text != text);
         if self.shown.len() == MOST {
@@ -65,6 +93,7 @@ impl Notices {
             id: self.next,
             kind,
             text,
+            topic,
             since: Instant::now(),
         });
     }
@@ -73,6 +102,22 @@ impl Notices {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_problem_goes_when_it_is_settled_or_another_takes_its_place() {
+        let mut notices = Notices::default();
+        notices.warn("another matter".to_owned());
+        notices.problem(Topic::Driver, "busy".to_owned());
+        notices.problem(Topic::Driver, "unplugged".to_owned());
+        let texts = |notices: &mut Notices| -> Vec<String> {
+            notices.shown().map(|notice| notice.text.clone()).collect()
+        };
+        assert_eq!(texts(&mut notices), ["another matter", "unplugged"]);
+        assert!(!notices.settle(Topic::Photo(1)));
+        assert!(notices.settle(Topic::Driver));
+        assert_eq!(texts(&mut notices), ["another matter"]);
+        assert!(!notices.settle(Topic::Driver));
+    }
 
     #[test]
     fn a_sentence_said_twice_is_shown_once_and_the_oldest_make_room() {

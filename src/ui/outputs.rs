@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use eframe::egui::Context;
 use image::RgbaImage;
@@ -12,10 +12,13 @@ use crate::media::record::{Microphone, Recorder, Summary};
 use crate::media::samples;
 use crate::media::virtual_camera::VirtualCamera;
 use crate::media::{Fps, Provenance};
+use crate::pipeline::live::{Command, Event};
 use crate::settings::PhotoOrigin;
 
 /// Frames per second of recordings.
 const FPS: u32 = 25;
+/// How long the end of the program waits for the end of a take.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The outputs that are on.
 #[derive(Default)]
@@ -76,10 +79,11 @@ impl App {
         if !self.is_put_out() {
             return;
         }
-        let result = self
-            .stage
-            .image()
-            .map_or(Ok(()), |picture| self.outputs.push(picture));
+        let result = match self.stage.image() {
+            Ok(Some(picture)) => self.outputs.push(picture),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        };
         if let Err(why) = result {
             self.notices.warn(why);
         }
@@ -167,12 +171,40 @@ impl App {
         };
     }
 
+    /// Completes what is being recorded before the program ends.
+    pub(super) fn end_outputs(&mut self) {
+        let recorder = match std::mem::take(&mut self.outputs.recording) {
+            Recording::Off => None,
+            Recording::Starting(start) => start.recv().ok().and_then(Result::ok),
+            Recording::On(recorder, _) => Some(recorder),
+            Recording::Ending(end) => {
+                let _ = end.recv();
+                None
+            }
+        };
+        if let Some(Err(error)) = recorder.map(Recorder::finish) {
+            tracing::error!("{error}");
+        }
+        let Some(live) = self.live.as_ref().filter(|_| self.taking) else {
+            return;
+        };
+        live.tell(Command::EndTake);
+        let asked = Instant::now();
+        while asked.elapsed() < PATIENCE
+            && !live
+                .events()
+                .any(|event| matches!(event, Event::TakeWritten { .. } | Event::TakeFailed(_)))
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Switches the virtual camera on or off.
     pub(super) fn virtual_camera(&mut self) {
         if self.outputs.camera.take().is_some() {
             return;
         }
-        let (width, height) = self.stage.image().map_or((640, 480), RgbaImage::dimensions);
+        let (width, height) = self.stage.size().unwrap_or((640, 480));
         match VirtualCamera::open(width, height) {
             Ok(camera) => self.outputs.camera = Some(camera),
             Err(error) => self.notices.warn(error.to_string()),
@@ -180,7 +212,7 @@ impl App {
     }
 
     fn start_recording(&mut self, path: PathBuf) {
-        let Some((width, height)) = self.stage.image().map(RgbaImage::dimensions) else {
+        let Some((width, height)) = self.stage.size() else {
             return;
         };
         let Some(fps) = Fps::new(FPS, 1) else { return };

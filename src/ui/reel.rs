@@ -1,11 +1,14 @@
 //! The source photos: which there are, what of them moves, and the thread that opens them.
 //!
-//! Photos are opened on the thread `load`, one after the other: the window never waits for a file. What
-//! is kept of a photo is a copy small enough for the stage; results are rendered from the file itself.
+//! Photos are opened on the thread `load`, one after the other: the window never waits for a file. A photo is
+//! kept at its own size as long as that fits the adapter and all of them into a gigabyte; beyond that a copy
+//! is kept. Results are rendered from the file itself.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
 use eframe::egui::{ColorImage, Context, TextureHandle, TextureOptions};
 use image::RgbaImage;
@@ -16,8 +19,11 @@ use crate::geometry::Rect;
 use crate::media;
 use crate::settings::{self, MOST_PHOTOS, PhotoOrigin};
 
-/// The longer side of a photo on stage, in pixels: as large as most screens.
-const STAGE_SIDE: u32 = 2048;
+/// Bytes of pixels that the reel keeps. The compositor holds the one on stage three times more: as it is, as
+/// composed, and on the adapter.
+const ROOM: u64 = 1 << 30;
+/// The longer side of the copy of a photo for which there is no room: as large as most screens.
+const COPY_SIDE: u32 = 2048;
 /// Faces of a photo that move without being asked to.
 const MOST_FACES: usize = 4;
 /// Side of a picture in the reel.
@@ -53,6 +59,25 @@ pub(super) struct Opened {
     pub(super) thumb: TextureHandle,
     /// Size of the file's picture over that of the copy on stage.
     pub(super) scale: f32,
+    _held: Held,
+}
+
+/// A share of the [`ROOM`], until it is dropped.
+struct Held(Arc<AtomicU64>, u64);
+
+impl Held {
+    /// So many bytes of it, if there are.
+    fn of(room: &Arc<AtomicU64>, bytes: u64) -> Option<Self> {
+        let take = |left: u64| left.checked_sub(bytes);
+        let taken = room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        taken.ok().map(|_| Self(Arc::clone(room), bytes))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_add(self.1, Ordering::Relaxed);
+    }
 }
 
 impl Photo {
@@ -67,6 +92,27 @@ impl Photo {
         }
     }
 
+    fn take(&mut self, fresh: Fresh, ctx: &Context) {
+        let whole = Rect::of_size(fresh.image.width(), fresh.image.height());
+        if self.own_faces {
+            // From the file's pixels; a file that has changed may be smaller now.
+            for face in &mut self.faces {
+                face.crop = scaled(face.crop, 1.0 / fresh.scale).intersect(&whole);
+            }
+            self.faces.retain(|face| !face.crop.is_empty());
+        } else {
+            let found = fresh.faces.into_iter();
+            self.faces = found.map(|crop| Face { crop, ratio: None }).collect();
+        }
+        let name = format!("photo {}", self.id);
+        self.state = State::Ready(Opened {
+            image: Arc::new(fresh.image),
+            thumb: ctx.load_texture(name, fresh.thumb, TextureOptions::LINEAR),
+            scale: fresh.scale,
+            _held: fresh.held,
+        });
+    }
+
     pub(super) fn opened(&self) -> Option<&Opened> {
         match &self.state {
             State::Ready(opened) => Some(opened),
@@ -75,30 +121,53 @@ impl Photo {
     }
 }
 
+/// What the thread has found out of a photo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    Opened(u64),
+    /// Whether the file of the one on stage is there.
+    There(u64, bool),
+}
+
 /// The reel.
 pub(super) struct Reel {
     pub(super) photos: Vec<Photo>,
     pub(super) on_stage: usize,
     next: u64,
     orders: SyncSender<Order>,
-    results: Receiver<Loaded>,
+    answers: Receiver<(u64, Answer)>,
+    /// When the file of the one on stage was looked for last, and whether the answer is due.
+    looked: Instant,
+    looking: bool,
 }
 
 struct Order {
     id: u64,
     origin: PhotoOrigin,
+    what: What,
 }
 
-struct Loaded {
-    id: u64,
-    result: Result<Fresh, String>,
+#[derive(Clone, Copy, PartialEq)]
+enum What {
+    Open,
+    /// Whether its file is still there.
+    Look,
 }
+
+enum Answer {
+    Opened(Result<Fresh, String>),
+    There(bool),
+}
+
+/// How often the thread looks whether the file of the photo on stage is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 struct Fresh {
     image: RgbaImage,
     thumb: ColorImage,
     scale: f32,
     faces: Vec<Rect>,
+    held: Held,
 }
 
 impl Reel {
@@ -106,23 +175,34 @@ impl Reel {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(super) fn new(settings: &settings::Settings, ctx: &Context) -> std::io::Result<Self> {
+    pub(super) fn new(
+        settings: &settings::Settings,
+        max_side: u32,
+        ctx: &Context,
+    ) -> std::io::Result<Self> {
         let (orders, waiting) = sync_channel::<Order>(2 * MOST_PHOTOS);
-        let (tell, results) = sync_channel(2 * MOST_PHOTOS);
+        let (tell, answers) = sync_channel(2 * MOST_PHOTOS);
+        let room = Arc::new(AtomicU64::new(ROOM));
         let ctx = ctx.clone();
         let work = move || {
             let mut detector = Detector::embedded()
                 .map_err(|error| tracing::warn!("{error}"))
                 .ok();
-            for Order { id, origin } in waiting {
-                let open = AssertUnwindSafe(|| open(&origin, detector.as_mut()));
-                let result = std::panic::catch_unwind(open).unwrap_or_else(|panic| {
-                    Err(format!(
-                        "the photo could not be read: {}",
-                        crate::pipeline::live::panic_text(&*panic)
-                    ))
-                });
-                if tell.send(Loaded { id, result }).is_err() {
+            for Order { id, origin, what } in waiting {
+                let answer = if what == What::Look {
+                    let there = |path: &std::path::Path| path.try_exists().unwrap_or(true);
+                    Answer::There(!matches!(&origin, PhotoOrigin::File(path) if !there(path)))
+                } else {
+                    let open =
+                        AssertUnwindSafe(|| open(&origin, max_side, &room, detector.as_mut()));
+                    Answer::Opened(std::panic::catch_unwind(open).unwrap_or_else(|panic| {
+                        Err(format!(
+                            "the photo could not be read: {}",
+                            crate::pipeline::live::panic_text(&*panic)
+                        ))
+                    }))
+                };
+                if tell.send((id, answer)).is_err() {
                     return;
                 }
                 ctx.request_repaint();
@@ -136,7 +216,9 @@ impl Reel {
             on_stage: 0,
             next: 0,
             orders,
-            results,
+            answers,
+            looked: Instant::now(),
+            looking: false,
         };
         let mut known = settings.reel.clone();
         if known.is_empty() {
@@ -153,7 +235,7 @@ impl Reel {
         reel.on_stage = first;
         let order = (first..reel.photos.len()).chain(0..first);
         for index in order {
-            reel.order(index);
+            reel.order(index, What::Open);
         }
         Ok(reel)
     }
@@ -164,7 +246,7 @@ impl Reel {
             self.on_stage = index;
             if matches!(self.photos[index].state, State::Failed(_)) {
                 self.photos[index].state = State::Loading;
-                self.order(index);
+                self.order(index, What::Open);
             }
             return true;
         }
@@ -202,38 +284,33 @@ impl Reel {
         self.photos.get_mut(self.on_stage)
     }
 
-    /// Takes over what the thread has opened; gives the numbers of the photos.
-    pub(super) fn take_opened(&mut self, ctx: &Context) -> Vec<u64> {
-        let mut opened = Vec::new();
-        for Loaded { id, result } in self.results.try_iter() {
+    /// Takes over what the thread has found out.
+    pub(super) fn listen(&mut self, ctx: &Context) -> Vec<News> {
+        if !self.looking && self.looked.elapsed() > LOOK_EVERY {
+            self.looked = Instant::now();
+            self.looking = self.order(self.on_stage, What::Look);
+        }
+        let mut news = Vec::new();
+        for (id, answer) in self.answers.try_iter() {
+            if matches!(answer, Answer::There(_)) {
+                self.looking = false;
+            }
             let Some(photo) = self.photos.iter_mut().find(|photo| photo.id == id) else {
                 continue;
             };
-            photo.state = match result {
-                Err(why) => State::Failed(why),
-                Ok(fresh) => {
-                    let name = format!("photo {id}");
-                    let whole = Rect::of_size(fresh.image.width(), fresh.image.height());
-                    if photo.own_faces {
-                        // From the file's pixels; a file that has changed may be smaller now.
-                        for face in &mut photo.faces {
-                            face.crop = scaled(face.crop, 1.0 / fresh.scale).intersect(&whole);
-                        }
-                        photo.faces.retain(|face| !face.crop.is_empty());
-                    } else {
-                        let found = fresh.faces.into_iter();
-                        photo.faces = found.map(|crop| Face { crop, ratio: None }).collect();
-                    }
-                    opened.push(id);
-                    State::Ready(Opened {
-                        image: Arc::new(fresh.image),
-                        thumb: ctx.load_texture(name, fresh.thumb, TextureOptions::LINEAR),
-                        scale: fresh.scale,
-                    })
+            match answer {
+                Answer::There(there) if photo.opened().is_some() => {
+                    news.push(News::There(id, there));
                 }
-            };
+                Answer::There(_) => {}
+                Answer::Opened(Err(why)) => photo.state = State::Failed(why),
+                Answer::Opened(Ok(fresh)) => {
+                    photo.take(fresh, ctx);
+                    news.push(News::Opened(id));
+                }
+            }
         }
-        opened
+        news
     }
 
     /// As the settings remember it.
@@ -276,39 +353,47 @@ impl Reel {
         });
         self.next += 1;
         if order {
-            self.order(self.photos.len() - 1);
+            self.order(self.photos.len() - 1, What::Open);
         }
     }
 
-    fn order(&self, index: usize) {
-        let Photo { id, origin, .. } = &self.photos[index];
+    fn order(&self, index: usize, what: What) -> bool {
+        let Some(Photo { id, origin, .. }) = self.photos.get(index) else {
+            return false;
+        };
         let order = Order {
             id: *id,
             origin: origin.clone(),
+            what,
         };
         // The channel holds more than the reel.
-        let _ = self.orders.try_send(order);
+        self.orders.try_send(order).is_ok()
     }
 }
 
-/// Opens a photo: the copy for the stage, the small picture, and the faces.
-fn open(origin: &PhotoOrigin, detector: Option<&mut Detector>) -> Result<Fresh, String> {
+/// Opens a photo: its pixels for the stage, the small picture, and the faces.
+fn open(
+    origin: &PhotoOrigin,
+    max_side: u32,
+    room: &Arc<AtomicU64>,
+    detector: Option<&mut Detector>,
+) -> Result<Fresh, String> {
     let whole = match origin {
         PhotoOrigin::File(path) => media::open_photo(path).map_err(|e| e.to_string())?,
         PhotoOrigin::Painting(name) => media::samples::painting(name)
             .ok_or_else(|| format!("mimic brings no painting called {name}"))?,
     };
-    let (width, height) = whole.dimensions();
-    let longest = width.max(height);
-    let (image, scale) = if longest > STAGE_SIDE {
-        let fit = |side: u32| {
-            ((u64::from(side) * u64::from(STAGE_SIDE) / u64::from(longest)) as u32).max(1)
-        };
-        let small = image::imageops::resize(&whole, fit(width), fit(height), FilterType::Triangle);
-        (small, longest as f32 / STAGE_SIDE as f32)
-    } else {
-        (whole, 1.0)
+    let longest = whole.width().max(whole.height());
+    let (image, held) = match Held::of(room, bytes(&whole)).filter(|_| longest <= max_side) {
+        Some(held) => (whole, held),
+        None => {
+            let copy = fitted(&whole, COPY_SIDE.min(max_side));
+            let held = Held::of(room, bytes(&copy));
+            let full = "there is no room for more photos of this size: remove some from the reel";
+            (copy, held.ok_or_else(|| full.to_owned())?)
+        }
     };
+    let scale = longest as f32 / image.width().max(image.height()).max(1) as f32;
     let faces = crops(&image, detector);
     let about = faces::middle(image.width(), image.height());
     let about = faces.first().copied().unwrap_or(about);
@@ -326,7 +411,24 @@ fn open(origin: &PhotoOrigin, detector: Option<&mut Detector>) -> Result<Fresh, 
         thumb,
         scale,
         faces,
+        held,
     })
+}
+
+fn bytes(image: &RgbaImage) -> u64 {
+    u64::from(image.width()) * u64::from(image.height()) * 4
+}
+
+/// The picture with that for its longer side, or as it is when it is smaller.
+fn fitted(image: &RgbaImage, longer: u32) -> RgbaImage {
+    let (width, height) = image.dimensions();
+    let longest = width.max(height);
+    if longest <= longer {
+        return image.clone();
+    }
+    let fit =
+        |side: u32| ((u64::from(side) * u64::from(longer) / u64::from(longest)) as u32).max(1);
+    image::imageops::resize(image, fit(width), fit(height), FilterType::Triangle)
 }
 
 fn scaled(rect: Rect, by: f32) -> Rect {

@@ -22,6 +22,8 @@ pub(super) struct Stage {
     photo: Option<OnStage>,
     predictions: Vec<Prediction>,
     settings: PasteSettings,
+    /// The texture has the photo in it: only the faces' part changes from frame to frame.
+    plain: bool,
     /// The picture is not what photo, predictions and settings make.
     stale: bool,
     /// What composing took last, milliseconds.
@@ -41,11 +43,16 @@ impl Stage {
     /// An empty stage.
     ///
     /// # Errors
-    /// When the adapter that `choice` names cannot be opened.
-    pub(super) fn new(picture: Picture, choice: gpu::Choice) -> Result<Self, gpu::Error> {
+    /// When the window's device cannot do what `choice` asks for.
+    pub(super) fn new(
+        picture: Picture,
+        choice: gpu::Choice,
+        device: &gpu::Device,
+    ) -> Result<Self, gpu::Error> {
         Ok(Self {
             picture,
-            compositor: Compositor::new(choice)?,
+            compositor: Compositor::on(choice, device)?,
+            plain: false,
             photo: None,
             predictions: Vec::new(),
             settings: PasteSettings::default(),
@@ -91,6 +98,7 @@ impl Stage {
             model_size,
         });
         self.stale = true;
+        self.plain = false;
         Ok(())
     }
 
@@ -113,10 +121,10 @@ impl Stage {
         }
     }
 
-    /// The largest side of the predictions: enhanced ones are larger than the model's.
-    pub(super) fn predicted(&self) -> u32 {
-        let sizes = self.predictions.iter().map(|face| face.size);
-        sizes.max().unwrap_or(0)
+    /// The largest side of the predictions: enhanced ones are larger than the model's, and smaller ones hold the
+    /// frame rate.
+    pub(super) fn predicted(&self) -> Option<u32> {
+        self.predictions.iter().map(|face| face.size).max()
     }
 
     pub(super) fn set_settings(&mut self, settings: PasteSettings) {
@@ -133,26 +141,38 @@ impl Stage {
         };
         self.stale = false;
         let start = Instant::now();
-        if self.predictions.is_empty() {
+        if !std::mem::replace(&mut self.plain, true) {
             self.picture.show(&on.image);
-        } else {
-            let composed = self
-                .compositor
-                .composite(&self.predictions, &self.settings)?;
-            self.picture.show(composed);
+        }
+        if !self.predictions.is_empty() {
+            self.compositor.compose(&self.predictions, &self.settings)?;
+            let part = self.compositor.touched();
+            let texture = self.picture.canvas().texture();
+            match texture.map(|texture| self.compositor.copy_into(texture)) {
+                Some(Ok(true)) => self.picture.canvas().halve(part),
+                Some(Err(error)) => return Err(error),
+                _ => self.picture.update(self.compositor.output()?, part),
+            }
         }
         self.compose_ms = start.elapsed().as_secs_f32() * 1000.0;
         Ok(true)
     }
 
-    /// The picture composed last, for a recording or a screenshot.
-    pub(super) fn image(&self) -> Option<&RgbaImage> {
-        let on = self.photo.as_ref()?;
-        Some(if self.predictions.is_empty() {
+    /// Size of the picture on stage.
+    pub(super) fn size(&self) -> Option<(u32, u32)> {
+        self.photo.as_ref().map(|on| on.image.dimensions())
+    }
+
+    /// The picture composed last, for a recording or a screenshot: from a graphics card it is read back.
+    pub(super) fn image(&mut self) -> Result<Option<&RgbaImage>, gpu::Error> {
+        let Some(on) = &self.photo else {
+            return Ok(None);
+        };
+        Ok(Some(if self.predictions.is_empty() {
             &on.image
         } else {
-            self.compositor.output()
-        })
+            self.compositor.output()?
+        }))
     }
 
     /// Who composes.

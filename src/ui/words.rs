@@ -120,6 +120,12 @@ words! {
     latency: "latency", "延迟";
     dropped: "dropped", "丢帧";
     fps: "fps", "帧/秒";
+    hold: "Hold the frame rate", "保持帧率";
+    hold_tip: "When this machine is too slow, quality gives way in steps: precision, then size, then a smaller model. It comes back when there is time.", "当机器太慢时逐步降低质量：先降精度，再降尺寸，再换小模型；有余力时自动恢复。";
+    hold_fps: "Frames a second", "目标帧率";
+    holding: "Holding", "保持";
+    slower: "Slower than", "低于";
+    half_size: "half size", "半尺寸";
     last_minute: "The last minute", "最近一分钟";
     strip_tip: "Click for the last minute", "点击查看最近一分钟";
     no_cuda: "No CUDA in this build: running on the", "此版本不含 CUDA：运行于";
@@ -207,6 +213,9 @@ words! {
     no_chinese_font: "No Chinese font was found on this system: install one, such as Noto Sans CJK.", "No Chinese font was found on this system: install one, such as Noto Sans CJK.";
     reel_full: "The reel is full: remove a photo first.", "列表已满：请先移除一张照片。";
     no_picture_in_clipboard: "There is no picture in the clipboard.", "剪贴板中没有图片。";
+    camera_back: "The camera is back.", "摄像头已恢复。";
+    photo_gone: "This photo's file is gone; it stays on stage until it is removed:", "照片文件已不存在；在移除之前仍会保留在舞台上：";
+    adapter_lost: "The graphics card was lost and the window was opened again:", "显卡连接中断，窗口已重新打开：";
     restart: "Start again", "重新启动";
     inference_died: "The networks stopped:", "推理线程已停止：";
 }

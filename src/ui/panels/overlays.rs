@@ -8,7 +8,8 @@ use eframe::egui::{
 use egui_material_icons::icons::{ICON_CLOSE, ICON_INFO, ICON_WARNING};
 
 use super::reel::dashed;
-use crate::settings::{Language, Theme};
+use super::tuning::knob;
+use crate::settings::{Hold, Language, Theme};
 use crate::ui::app::{App, ModelState};
 use crate::ui::command::{Command, Place};
 use crate::ui::dialogs::Pick;
@@ -158,6 +159,17 @@ fn settings(app: &mut App, ui: &mut Ui) {
             let mut microphone = app.settings.microphone;
             if toggle(ui, words.microphone, words.record_tip, &mut microphone) {
                 wanted.push(Command::Microphone(microphone));
+            }
+            let mut hold = app.settings.hold;
+            let mut changed = toggle(ui, words.hold, words.hold_tip, &mut hold.on);
+            if hold.on {
+                let usual = Hold::default().fps;
+                changed |= knob(words, words.hold_fps, words.hold_tip, 5.0..=60.0, usual)
+                    .show(ui, &mut hold.fps);
+            }
+            if changed {
+                hold.fps = hold.fps.round();
+                wanted.push(Command::Hold(hold));
             }
             ui.label(words.output_folder);
             ui.horizontal_wrapped(|ui| {

@@ -75,6 +75,15 @@ fn measured(app: &App, ui: &mut Ui, colours: &Colours) {
         };
         part(ui, text).on_hover_text(words.enhance_tip);
     }
+    if let Some(text) = app.quality_text() {
+        let colour = if app.quality.holds {
+            colours.accent
+        } else {
+            colours.bad
+        };
+        let label = ui.label(RichText::new(text).size(12.5).color(colour));
+        label.on_hover_text(words.hold_tip);
+    }
 }
 
 fn render(app: &App, ui: &mut Ui, colours: &Colours) {

@@ -338,7 +338,8 @@ fn faces_at_the_edge_tiny_ones_and_many_are_animated() {
     let photo = folder.path("crowd.png");
     crowd.save(&photo).unwrap();
     let found = works(&["faces", &photo]).lines().count();
-    assert!((30..=60).contains(&found), "{found}");
+    // Repeated so close the detector is sure of fewer than half; none is invented.
+    assert!((20..=60).contains(&found), "{found}");
     let tiny = ["--weights", "tests/fixtures/mobile_tiny.pdparams"];
     let config = tiny_config(&folder, true);
     let flags = [&tiny[..], &["--config", &config]].concat();

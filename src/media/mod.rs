@@ -29,6 +29,7 @@ mod encode;
 mod fit;
 mod microphone;
 mod pattern;
+mod planes;
 mod probe;
 mod sequence;
 mod sign;

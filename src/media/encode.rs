@@ -3,6 +3,7 @@
 //! The pictures are encoded while they come; the sound is put beside them at the end, when their length is
 //! known, without encoding them again.
 
+use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Stdio};
@@ -13,6 +14,7 @@ use tempfile::TempPath;
 use super::clip::Fps;
 use super::error::{Error, plain};
 use super::ffmpeg::{Running, add_input, encoders, ffmpeg, local, quiet, run};
+use super::leftovers;
 use super::planes::Planes;
 use super::probe::{length, probe};
 use super::provenance::Provenance;
@@ -33,6 +35,8 @@ pub(super) struct Encoded {
     /// None once all frames are in.
     pipe: Option<ChildStdin>,
     temporary: TempPath,
+    /// Says that this is at work on it; see [`leftovers`].
+    _held: Option<File>,
     output: PathBuf,
     format: Format,
     size: (u32, u32),
@@ -74,7 +78,11 @@ impl Encoded {
             Format::Webm | Format::Gif => size,
         };
         let planes = (format != Format::Gif).then(|| Planes::new(size, padded));
-        let temporary = temporary(output, format)?;
+        // What there is of a recording can be played, and stays when this is killed.
+        let prefix = if live { ".mimic-" } else { leftovers::PREFIX };
+        leftovers::clear(&make_folder(output)?);
+        let temporary = temporary(output, prefix, format)?;
+        let held = leftovers::hold(&temporary);
 
         let pixels = if planes.is_some() { "yuv420p" } else { "rgba" };
         let mut command = quiet(ffmpeg());
@@ -97,6 +105,7 @@ impl Encoded {
             pipe: encoder.stdin(),
             encoder,
             temporary,
+            _held: held,
             output: output.to_owned(),
             format,
             size,
@@ -157,7 +166,7 @@ impl Encoded {
 
     /// A new file in one piece of the finished pictures and, if any, the sound of a clip in a codec.
     fn assemble(&self, sound: Option<(&Path, &str)>) -> Result<TempPath, Error> {
-        let assembled = temporary(&self.output, self.format)?;
+        let assembled = temporary(&self.output, leftovers::PREFIX, self.format)?;
         let seconds = self.written as f64 / self.fps.as_f64();
         let mut command = quiet(ffmpeg());
         command.args(["-nostdin", "-y"]);
@@ -419,11 +428,11 @@ impl Format {
 }
 
 /// A file beside the output that goes when it is dropped; it is made with the rights any new file has.
-fn temporary(output: &Path, format: Format) -> Result<TempPath, Error> {
+fn temporary(output: &Path, prefix: &str, format: Format) -> Result<TempPath, Error> {
     let folder = make_folder(output)?;
     let suffix = format!(".{}", format.muxer());
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".mimic-").suffix(&suffix);
+    builder.prefix(prefix).suffix(&suffix);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     Ok(builder

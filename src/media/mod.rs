@@ -27,6 +27,7 @@ pub mod virtual_camera;
 
 mod encode;
 mod fit;
+mod leftovers;
 mod microphone;
 mod pattern;
 mod planes;

@@ -8,5 +8,6 @@ pub mod offline;
 pub mod queue;
 mod refine;
 pub mod slot;
+mod stream;
 pub mod tuning;
 pub mod weights;

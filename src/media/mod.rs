@@ -27,8 +27,10 @@ pub mod virtual_camera;
 
 mod encode;
 mod fit;
+mod leftovers;
 mod microphone;
 mod pattern;
+mod planes;
 mod probe;
 mod sequence;
 mod sign;

@@ -3,6 +3,7 @@
 mod animate;
 mod bench;
 mod doctor;
+mod evaluate;
 mod faces;
 mod live;
 mod memory;
@@ -45,6 +46,8 @@ enum Command {
     Faces(faces::Args),
     /// Train a model of one's own on a folder of videos.
     Train(Box<train::Args>),
+    /// Measure models by clips that they have to draw anew.
+    Evaluate(Box<evaluate::Args>),
     /// Fetch models, and work on weights files.
     Weights(weights::Args),
     /// Say what this machine has, and what is missing.
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Some(Command::Animate(args)) => animate::run(*args),
         Some(Command::Faces(args)) => faces::run(&args),
         Some(Command::Train(args)) => train::run(&args),
+        Some(Command::Evaluate(args)) => evaluate::run(*args),
         Some(Command::Weights(args)) => weights::run(&args),
         Some(Command::Doctor) => doctor::run(),
         Some(Command::Bench(args)) => bench::run(&args),

@@ -8,5 +8,6 @@
 mod common;
 
 mod data;
+mod evaluate;
 mod runs;
 mod step;

@@ -16,11 +16,12 @@
 //! compositor lives on the encoding thread alone.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, ScopedJoinHandle};
 use std::time::Instant;
 
 use super::driving::{Driving, Views};
+use super::live::panic_text;
 use super::offline::{Error, Stages, enhance};
 use crate::animate::{Animator, Direction, Lane, Smoother};
 use crate::faces::Enhancer;
@@ -79,7 +80,7 @@ pub(super) fn stream(
     };
     std::thread::scope(|scope| {
         let (spent_views, reuse_views) = sync_channel(2 * batch + 2);
-        let (written, frames_written) = channel();
+        let (written, frames_written) = sync_channel(batch);
         // Ends with this function, whatever ends it: then everybody stops.
         let mut to_lanes = Vec::new();
         let mut from_lanes = Vec::new();
@@ -246,7 +247,7 @@ type Made = (Receiver<Vec<Prediction>>, SyncSender<Vec<Prediction>>);
 fn encode(
     mut compose: Compose,
     lanes: &[Made],
-    written: &Sender<()>,
+    written: &SyncSender<()>,
 ) -> Result<(Compose, [f64; 3]), Error> {
     let [mut enhancing, mut composing, mut writing] = [0.0; 3];
     for (frames, spent) in lanes.iter().cycle() {
@@ -276,9 +277,9 @@ fn spawn<'scope, T: Send + 'scope>(
 }
 
 fn join<T>(name: &'static str, thread: ScopedJoinHandle<'_, T>) -> Result<T, Error> {
-    thread.join().map_err(|_| Error::Thread {
+    thread.join().map_err(|panic| Error::Thread {
         name,
-        why: "it panicked".to_owned(),
+        why: panic_text(&*panic),
     })
 }
 

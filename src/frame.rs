@@ -10,7 +10,7 @@ use image::RgbaImage;
 use crate::geometry::Rect;
 
 /// One face of one frame as the generator gives it: small, whatever the photo's size.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Prediction {
     /// Side of the generated square in pixels (256 for most models).
     pub size: u32,

@@ -22,4 +22,5 @@ pub mod model;
 pub mod ops;
 pub mod pipeline;
 pub mod settings;
+pub mod train;
 pub mod ui;

@@ -323,6 +323,40 @@ fn bf16_pictures_of_the_embedded_model_are_within_a_step_of_255() {
 }
 
 #[test]
+fn engines_beside_each_other_make_the_same_frames() {
+    let config = common::tiny(false);
+    let weights = procedural::tensors(&config, "vox_tiny").unwrap();
+    let recorded = common::tensors("tests/fixtures/vox_tiny.safetensors");
+    let (photo, frame) = (rgba(&recorded["source"]), rgba(&recorded["driving"]));
+    for isa in Isa::available().into_iter().chain(Isa::bf16()) {
+        let workers = Workers::with_isa(3, isa).unwrap();
+        let mut engine = Engine::new(&config, &weights, workers).unwrap();
+        let source = engine.encode(&photo);
+        let pose = engine.keypoints(&frame);
+        let mut wanted = Prediction::default();
+        engine.generate(&source, &pose, &mut wanted);
+        let mut lanes = [1, 2].map(|threads| engine.beside(threads).unwrap());
+        std::thread::scope(|scope| {
+            for lane in &mut lanes {
+                let (source, wanted) = (&source, &wanted);
+                let (photo, frame) = (&photo, &frame);
+                scope.spawn(move || {
+                    for _ in 0..3 {
+                        let mut made = Prediction::default();
+                        // Another picture in between leaves nothing behind.
+                        lane.keypoints(photo);
+                        lane.generate(source, &source.keypoints, &mut made);
+                        let pose = lane.keypoints(frame);
+                        lane.generate(source, &pose, &mut made);
+                        assert!(made == *wanted, "{}", isa.name());
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
 fn singular_jacobians_leave_a_picture() {
     let config = common::tiny(false);
     let weights = procedural::tensors(&config, "vox_tiny").unwrap();

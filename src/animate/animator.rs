@@ -1,6 +1,7 @@
 //! One photo's faces, made to move as one driver or as several.
 
 use image::RgbaImage;
+use rayon::ThreadPoolBuildError;
 
 use super::motion::{MotionOptions, carried_over, normalise, normalised_distance};
 use crate::frame::Prediction;
@@ -14,12 +15,27 @@ use crate::model::packed::{Engine, Source};
 #[derive(Debug)]
 pub struct Animator {
     engine: Engine,
-    motion: MotionOptions,
+    /// Engines beside it, made when they are first asked for: see [`Animator::lanes`].
+    beside: Vec<Engine>,
     sources: Vec<Source>,
+    direction: Direction,
+    predictions: Vec<Prediction>,
+}
+
+/// Who moves how: the part of an animation in which one frame follows the other.
+#[derive(Debug)]
+pub(crate) struct Direction {
+    motion: MotionOptions,
     /// For each face its driver; where it ends, the first.
     drivers: Vec<usize>,
     reference: Reference,
-    predictions: Vec<Prediction>,
+}
+
+/// One of the frames that are made beside each other: the networks, and the photo they move.
+#[derive(Debug)]
+pub(crate) struct Lane<'a> {
+    engine: &'a mut Engine,
+    sources: &'a [Source],
 }
 
 /// Since which frame relative motion counts.
@@ -41,10 +57,13 @@ impl Animator {
     pub fn new(engine: Engine, motion: MotionOptions) -> Self {
         Self {
             engine,
-            motion,
+            beside: Vec::new(),
             sources: Vec::new(),
-            drivers: Vec::new(),
-            reference: Reference::default(),
+            direction: Direction {
+                motion,
+                drivers: Vec::new(),
+                reference: Reference::default(),
+            },
             predictions: Vec::new(),
         }
     }
@@ -63,14 +82,14 @@ impl Animator {
     /// and finds their keypoints.
     pub fn set_photo(&mut self, faces: &[RgbaImage]) {
         self.sources = faces.iter().map(|face| self.engine.encode(face)).collect();
-        self.drivers.clear();
-        self.reference = Reference::Next;
+        self.direction.drivers.clear();
+        self.direction.reference = Reference::Next;
     }
 
     /// Says for each face of the photo which driver moves it, by their index in what
     /// [`Animator::animate_by`] is given; until then it is the first.
     pub fn set_drivers(&mut self, drivers: Vec<usize>) {
-        self.drivers = drivers;
+        self.direction.drivers = drivers;
     }
 
     /// The driver's keypoints in a frame of [`Animator::size`].
@@ -80,16 +99,95 @@ impl Animator {
 
     /// Makes a frame the one from which relative motion counts; until then it is the first one seen.
     pub fn set_reference(&mut self, driving: Keypoints) {
-        self.reference = Reference::Given(vec![driving]);
+        self.direction.reference = Reference::Given(vec![driving]);
     }
 
     /// As [`Animator::set_reference`], with the keypoints of each driver.
     pub fn set_references(&mut self, drivers: &[Keypoints]) {
-        self.reference = Reference::Given(drivers.to_vec());
+        self.direction.reference = Reference::Given(drivers.to_vec());
     }
 
+    /// Looks for the frame that resembles each face of the photo most.
+    pub fn search(&self) -> BestFrame {
+        BestFrame {
+            best: vec![None; self.sources.len()],
+            seen: 0,
+        }
+    }
+
+    /// Makes what a search found the reference.
+    pub fn set_best(&mut self, search: BestFrame) {
+        let found: Option<Vec<Keypoints>> = search
+            .best
+            .into_iter()
+            .map(|best| best.map(|(_, _, keypoints)| keypoints))
+            .collect();
+        if let Some(found) = found.filter(|found| !found.is_empty()) {
+            self.direction.reference = Reference::Best(found);
+        }
+    }
+
+    /// Shows the search each driver's keypoints in a frame.
+    pub fn consider(&self, search: &mut BestFrame, drivers: &[Keypoints]) {
+        for (i, (source, best)) in self.sources.iter().zip(&mut search.best).enumerate() {
+            let Some(driving) = self.direction.of_driver(i, drivers) else {
+                continue;
+            };
+            let distance = normalised_distance(&source.keypoints, driving);
+            if best.as_ref().is_none_or(|(least, _, _)| distance < *least) {
+                *best = Some((distance, search.seen, driving.clone()));
+            }
+        }
+        search.seen += 1;
+    }
+
+    /// One prediction for each face, moved as the driver has; the buffers are reused by the next call.
+    pub fn animate(&mut self, driving: &Keypoints) -> &[Prediction] {
+        self.animate_by(std::slice::from_ref(driving))
+    }
+
+    /// As [`Animator::animate`], each face moved as its own driver has.
+    pub fn animate_by(&mut self, drivers: &[Keypoints]) -> &[Prediction] {
+        let sources = &self.sources;
+        let poses = self.direction.poses(sources, drivers);
+        let mut lane = Lane {
+            engine: &mut self.engine,
+            sources,
+        };
+        lane.animate(&poses, &mut self.predictions);
+        &self.predictions
+    }
+
+    /// Takes the animator apart for frames beside each other: what must see them in order, and `count`
+    /// lanes that share the photo, the weights and the engine's threads. A frame is the same on each.
+    ///
+    /// # Errors
+    /// When the system refuses to start a thread.
+    pub(crate) fn lanes(
+        &mut self,
+        count: usize,
+    ) -> Result<(&mut Direction, &[Source], Vec<Lane<'_>>), ThreadPoolBuildError> {
+        let threads = self.engine.workers().threads();
+        if count > 1 && self.beside.len() != count {
+            // The first ones have what is left over.
+            let threads = |lane| threads / count + usize::from(lane < threads % count);
+            self.beside = (0..count)
+                .map(|lane| self.engine.beside(threads(lane)))
+                .collect::<Result<_, _>>()?;
+        }
+        let engines = match count {
+            0 | 1 => std::slice::from_mut(&mut self.engine),
+            _ => &mut self.beside[..],
+        };
+        let sources = &self.sources;
+        let lanes = engines.iter_mut().map(|engine| Lane { engine, sources });
+        Ok((&mut self.direction, sources, lanes.collect()))
+    }
+}
+
+impl Direction {
     /// What was seen so far was nobody's pose: unless a reference was set, the next frame becomes it.
-    pub fn driver_appeared(&mut self) {
+    pub(crate) fn driver_appeared(&mut self) {
         if matches!(self.reference, Reference::First(_)) {
             self.reference = Reference::Next;
         }
@@ -97,7 +195,7 @@ impl Animator {
 
     /// There was a cut: motion goes on from where it was, see [`carried_over`]. `before` is each driver's pose
     /// when it was last seen, `after` the present one.
-    pub fn cut(&mut self, before: &[Keypoints], after: &[Keypoints]) {
+    pub(crate) fn cut(&mut self, before: &[Keypoints], after: &[Keypoints]) {
         let drivers = &self.drivers;
         let of = |all: &[Keypoints], driver: usize| all.get(driver).or(all.first()).cloned();
         let carry = |reference: Option<Keypoints>, driver: usize| {
@@ -123,67 +221,27 @@ impl Animator {
         }
     }
 
-    /// Looks for the frame that resembles each face of the photo most.
-    pub fn search(&self) -> BestFrame {
-        BestFrame {
-            best: vec![None; self.sources.len()],
-            seen: 0,
-        }
-    }
-
-    /// Makes what a search found the reference.
-    pub fn set_best(&mut self, search: BestFrame) {
-        let found: Option<Vec<Keypoints>> = search
-            .best
-            .into_iter()
-            .map(|best| best.map(|(_, _, keypoints)| keypoints))
-            .collect();
-        if let Some(found) = found.filter(|found| !found.is_empty()) {
-            self.reference = Reference::Best(found);
-        }
-    }
-
-    /// Shows the search each driver's keypoints in a frame.
-    pub fn consider(&self, search: &mut BestFrame, drivers: &[Keypoints]) {
-        for (i, (source, best)) in self.sources.iter().zip(&mut search.best).enumerate() {
-            let Some(driving) = self.of_driver(i, drivers) else {
-                continue;
-            };
-            let distance = normalised_distance(&source.keypoints, driving);
-            if best.as_ref().is_none_or(|(least, _, _)| distance < *least) {
-                *best = Some((distance, search.seen, driving.clone()));
-            }
-        }
-        search.seen += 1;
-    }
-
-    /// One prediction for each face, moved as the driver has; the buffers are reused by the next call.
-    pub fn animate(&mut self, driving: &Keypoints) -> &[Prediction] {
-        self.animate_by(std::slice::from_ref(driving))
-    }
-
-    /// As [`Animator::animate`], each face moved as its own driver has.
-    pub fn animate_by(&mut self, drivers: &[Keypoints]) -> &[Prediction] {
+    /// The keypoints to which each face of the photo is to be moved; a face without a driver rests.
+    pub(crate) fn poses(&mut self, sources: &[Source], drivers: &[Keypoints]) -> Vec<Keypoints> {
         if matches!(self.reference, Reference::Next) {
             self.reference = Reference::First(drivers.to_vec());
         }
-        let mut predictions = std::mem::take(&mut self.predictions);
-        predictions.resize_with(self.sources.len(), Prediction::default);
-        for (i, prediction) in predictions.iter_mut().enumerate() {
-            let reference = match &self.reference {
-                Reference::Next => None,
-                Reference::First(frame) | Reference::Given(frame) => self.of_driver(i, frame),
-                Reference::Best(frames) => frames.get(i),
-            };
-            let (Some(driving), Some(reference)) = (self.of_driver(i, drivers), reference) else {
-                continue;
-            };
-            let source = &self.sources[i];
-            let moved = normalise(&source.keypoints, driving, reference, self.motion);
-            self.engine.generate(source, &moved, prediction);
-        }
-        self.predictions = predictions;
-        &self.predictions
+        let faces = sources.iter().enumerate();
+        faces
+            .map(|(i, source)| {
+                let reference = match &self.reference {
+                    Reference::Next => None,
+                    Reference::First(frame) | Reference::Given(frame) => self.of_driver(i, frame),
+                    Reference::Best(frames) => frames.get(i),
+                };
+                match (self.of_driver(i, drivers), reference) {
+                    (Some(driving), Some(reference)) => {
+                        normalise(&source.keypoints, driving, reference, self.motion)
+                    }
+                    _ => source.keypoints.clone(),
+                }
+            })
+            .collect()
     }
 
     /// What of all drivers belongs to the driver of a face.
@@ -191,10 +249,20 @@ impl Animator {
         let index = self.drivers.get(face).copied().unwrap_or(0);
         drivers.get(index).or(drivers.first())
     }
+}
 
-    /// Exchanges the predictions of the last [`Animator::animate`] for other buffers to be reused.
-    pub fn take(&mut self, reuse: Vec<Prediction>) -> Vec<Prediction> {
-        std::mem::replace(&mut self.predictions, reuse)
+impl Lane<'_> {
+    /// The driver's keypoints in a frame of [`Animator::size`].
+    pub(crate) fn keypoints(&mut self, frame: &RgbaImage) -> Keypoints {
+        self.engine.keypoints(frame)
+    }
+
+    /// Moves each face to its pose, into buffers that are reused.
+    pub(crate) fn animate(&mut self, poses: &[Keypoints], out: &mut Vec<Prediction>) {
+        out.resize_with(self.sources.len(), Prediction::default);
+        for ((source, pose), prediction) in self.sources.iter().zip(poses).zip(out) {
+            self.engine.generate(source, pose, prediction);
+        }
     }
 }
 

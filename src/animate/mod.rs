@@ -9,6 +9,7 @@ mod smooth;
 pub mod take;
 
 pub use animator::{Animator, BestFrame};
+pub(crate) use animator::{Direction, Lane};
 pub use motion::{MotionOptions, normalise, normalised_distance};
 pub use performer::{PerformOptions, Performer};
 pub use smooth::Smoother;

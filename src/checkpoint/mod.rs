@@ -57,7 +57,7 @@ use candle_core::{DType, Tensor};
 
 use error::Fault;
 pub use error::{Error, Mismatch};
-pub use safetensors::save_lean;
+pub use safetensors::{Everything, save_everything, save_lean};
 pub use store::find;
 
 /// Tensors by name, and how many entries of the file were left behind.
@@ -126,6 +126,28 @@ pub fn open(path: &Path) -> Result<Checkpoint, Error> {
     }
     let bytes = Contents::of(path).map_err(read)?;
     from_bytes(&bytes, &what)
+}
+
+/// Opens a safetensors file whole: every tensor under its name as it is, and the texts of its header. What
+/// [`save_everything`] writes.
+///
+/// # Errors
+/// When the file cannot be read or is no sound safetensors file.
+pub fn open_everything(path: &Path) -> Result<Everything, Error> {
+    let what = path.display().to_string();
+    let read = |source| Error::Read {
+        what: what.clone(),
+        source,
+    };
+    if !fs::metadata(path).map_err(read)?.is_file() {
+        return Err(Error::NotAFile { what });
+    }
+    let bytes = Contents::of(path).map_err(read)?;
+    if !safetensors::detect(&bytes) {
+        return Err(Error::unrecognised(&bytes, what));
+    }
+    safetensors::read_everything(&bytes)
+        .map_err(|fault| Error::new(fault, what, Format::Safetensors))
 }
 
 /// Reads a checkpoint of any format from memory; `what` names it in messages.

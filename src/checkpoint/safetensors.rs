@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::names::select;
 use super::raw::{DType, Data, Decoder, RawTensor};
+use super::state_dict::Entry;
 use super::{Error, Fault, Loaded};
 
 /// Longest header; those of the published models are under 100 KB.
@@ -32,8 +33,43 @@ pub(super) struct Contents {
     pub(super) name: Option<String>,
 }
 
-/// Reads the tensors and the metadata.
+/// Every tensor of a file by its name, and the texts of its header.
+pub type Everything = (BTreeMap<String, Tensor>, BTreeMap<String, String>);
+
+/// Reads the tensors of the networks and the metadata.
 pub(super) fn read(file: &[u8]) -> Result<Contents, Fault> {
+    let (entries, texts) = entries(file)?;
+    let loaded = select(entries, decoder(file))?;
+    let text = |key| texts.get(key).cloned();
+    Ok(Contents {
+        loaded,
+        config: text("config"),
+        name: text("name"),
+    })
+}
+
+/// Reads everything.
+pub(super) fn read_everything(file: &[u8]) -> Result<Everything, Fault> {
+    let (entries, texts) = entries(file)?;
+    let mut decoder = decoder(file);
+    let mut tensors = BTreeMap::new();
+    for (name, raw) in entries {
+        if let Some(raw) = raw {
+            let tensor = decoder.tensor(&name, &raw)?;
+            tensors.insert(name, tensor);
+        }
+    }
+    Ok((tensors, texts))
+}
+
+fn decoder<'a>(file: &[u8]) -> Decoder<impl FnMut(&str) -> Result<&'a [u8], Fault>> {
+    Decoder::new(file.len(), |_: &str| {
+        Err(Fault::corrupt("a storage in a safetensors file"))
+    })
+}
+
+/// A file's tensors as they lie in it, and the texts of its metadata.
+fn entries(file: &[u8]) -> Result<(Vec<Entry<'_>>, BTreeMap<String, String>), Fault> {
     let header = file
         .first_chunk()
         .map(|&len| u64::from_le_bytes(len))
@@ -60,20 +96,11 @@ pub(super) fn read(file: &[u8]) -> Result<Contents, Fault> {
             (name, Some(raw))
         })
         .collect();
-    let no_storages = |_: &str| Err(Fault::corrupt("a storage in a safetensors file"));
-    let loaded = select(entries, Decoder::new(file.len(), no_storages))?;
-    let text = |key| {
-        metadata
-            .metadata()
-            .as_ref()
-            .and_then(|texts| texts.get(key))
-            .cloned()
-    };
-    Ok(Contents {
-        loaded,
-        config: text("config"),
-        name: text("name"),
-    })
+    let texts = metadata.metadata().iter().flatten();
+    let texts = texts
+        .map(|(key, text)| (key.clone(), text.clone()))
+        .collect();
+    Ok((entries, texts))
 }
 
 fn dtype(dtype: Dtype) -> DType {
@@ -120,12 +147,35 @@ pub fn save_lean(
     name: &str,
     half: bool,
 ) -> Result<(), Error> {
+    save(
+        path,
+        tensors,
+        &json!({ "config": config_json, "name": name }),
+        half,
+    )
+}
+
+/// Writes tensors in f32 with texts in the header: a training that is to go on. As [`save_lean`].
+///
+/// # Errors
+/// As [`save_lean`].
+pub fn save_everything(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    texts: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    save(path, tensors, &json!(texts), false)
+}
+
+fn save(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: &Value,
+    half: bool,
+) -> Result<(), Error> {
     let what = path.display().to_string();
     let mut header = Map::new();
-    header.insert(
-        "__metadata__".into(),
-        json!({ "config": config_json, "name": name }),
-    );
+    header.insert("__metadata__".into(), metadata.clone());
     let size = if half { 2 } else { 4 };
     let mut end = 0;
     for (name, tensor) in tensors {
@@ -156,6 +206,8 @@ pub fn save_lean(
     }
     out.flush().map_err(write)?;
     drop(out);
+    // A full disk may say so only here.
+    file.as_file().sync_all().map_err(write)?;
     file.persist(path).map_err(|e| write(e.error))?;
     Ok(())
 }

@@ -3,10 +3,12 @@
 mod animate;
 mod bench;
 mod doctor;
+mod evaluate;
 mod faces;
 mod live;
 mod memory;
 mod model;
+mod train;
 mod weights;
 
 use std::ffi::OsString;
@@ -42,6 +44,10 @@ enum Command {
     Animate(Box<animate::Args>),
     /// Find the faces in a photo and number them.
     Faces(faces::Args),
+    /// Train a model of one's own on a folder of videos.
+    Train(Box<train::Args>),
+    /// Measure models by clips that they have to draw anew.
+    Evaluate(Box<evaluate::Args>),
     /// Fetch models, and work on weights files.
     Weights(weights::Args),
     /// Say what this machine has, and what is missing.
@@ -72,6 +78,8 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Animate(args)) => animate::run(*args),
         Some(Command::Faces(args)) => faces::run(&args),
+        Some(Command::Train(args)) => train::run(&args),
+        Some(Command::Evaluate(args)) => evaluate::run(*args),
         Some(Command::Weights(args)) => weights::run(&args),
         Some(Command::Doctor) => doctor::run(),
         Some(Command::Bench(args)) => bench::run(&args),

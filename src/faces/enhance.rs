@@ -30,7 +30,7 @@ pub enum Error {
     Checkpoint(#[from] checkpoint::Error),
     /// The weights folder cannot be looked at.
     #[error(transparent)]
-    Store(#[from] store::Error),
+    Store(#[from] Box<store::Error>),
     /// No weights.
     #[error(
         "face enhancement needs weights: fetch them by `mimic weights fetch {0}`, or choose a file of GPEN's or GFPGAN's"
@@ -174,16 +174,9 @@ fn find(wanted: &Enhancement) -> Result<PathBuf, Error> {
         return Ok(given.clone());
     }
     let names = Restorer::models(wanted.restorer);
-    let here = Store::of_environment()?.first_here(names);
+    let store = Store::of_environment().map_err(Box::new)?;
+    let here = store.first_here(names);
     here.ok_or(Error::NoWeights(names[0]))
-}
-
-/// Sees whether a checkpoint is a restorer's that mimic can run.
-///
-/// # Errors
-/// What it lacks, or that it is something else.
-pub fn check_restorer(checkpoint: &Checkpoint) -> Result<(), Error> {
-    load(checkpoint.clone(), None, Workers::new(1)?).map(drop)
 }
 
 /// The network that a checkpoint's tensors make, and the side of its pictures.

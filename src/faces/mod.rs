@@ -12,7 +12,5 @@ mod track;
 
 pub use crop::{Error, clip_crop, middle, paddlegan_crops, square_crop};
 pub use detect::{Detector, DetectorChoice, Error as DetectError, Face};
-pub use enhance::{
-    Carried, Enhancement, Enhancer, Error as EnhanceError, Restorer, check_restorer,
-};
+pub use enhance::{Carried, Enhancement, Enhancer, Error as EnhanceError, Restorer};
 pub use track::{Tracked, Tracker};

@@ -75,7 +75,8 @@ impl Tracker {
     /// When the system gives no threads.
     pub fn of_several(drivers: usize) -> Result<Self, Error> {
         Ok(Self {
-            network: Mimic::new()?,
+            // On the caller's thread: pictures are small, and what follows has the others.
+            network: Mimic::new(1)?,
             trails: Vec::new(),
             drivers: drivers.max(1),
             wait: 0,

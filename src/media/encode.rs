@@ -1,8 +1,9 @@
-//! Video as a [`FrameSink`]: raw RGBA over a pipe to the ffmpeg program, then its sound.
+//! Video as a [`FrameSink`]: raw frames over a pipe to the ffmpeg program, then its sound.
 //!
 //! The pictures are encoded while they come; the sound is put beside them at the end, when their length is
 //! known, without encoding them again.
 
+use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Stdio};
@@ -13,6 +14,8 @@ use tempfile::TempPath;
 use super::clip::Fps;
 use super::error::{Error, plain};
 use super::ffmpeg::{Running, add_input, encoders, ffmpeg, local, quiet, run};
+use super::leftovers;
+use super::planes::Planes;
 use super::probe::{length, probe};
 use super::provenance::Provenance;
 use super::sink::{FrameSink, WriteOptions, make_folder};
@@ -32,12 +35,13 @@ pub(super) struct Encoded {
     /// None once all frames are in.
     pipe: Option<ChildStdin>,
     temporary: TempPath,
+    /// Says that this is at work on it; see [`leftovers`].
+    _held: Option<File>,
     output: PathBuf,
     format: Format,
     size: (u32, u32),
-    /// The size that goes over the pipe: even where the format wants it.
-    padded: (u32, u32),
-    row: Vec<u8>,
+    /// What goes over the pipe; None for RGBA as it is.
+    planes: Option<Planes>,
     fps: Fps,
     audio_from: Option<PathBuf>,
     said: Option<Provenance>,
@@ -73,10 +77,16 @@ impl Encoded {
             Format::Mp4 => (size.0.next_multiple_of(2), size.1.next_multiple_of(2)),
             Format::Webm | Format::Gif => size,
         };
-        let temporary = temporary(output, format)?;
+        let planes = (format != Format::Gif).then(|| Planes::new(size, padded));
+        // What there is of a recording can be played, and stays when this is killed.
+        let prefix = if live { ".mimic-" } else { leftovers::PREFIX };
+        leftovers::clear(&make_folder(output)?);
+        let temporary = temporary(output, prefix, format)?;
+        let held = leftovers::hold(&temporary);
 
+        let pixels = if planes.is_some() { "yuv420p" } else { "rgba" };
         let mut command = quiet(ffmpeg());
-        command.args(["-y", "-f", "rawvideo", "-pix_fmt", "rgba"]);
+        command.args(["-y", "-f", "rawvideo", "-pix_fmt", pixels]);
         command.args(["-video_size", &format!("{}x{}", padded.0, padded.1)]);
         command.args(["-framerate", &options.fps.to_string(), "-i", "pipe:0"]);
         command.args(format.encoding(codec, padded, options.fps));
@@ -95,11 +105,11 @@ impl Encoded {
             pipe: encoder.stdin(),
             encoder,
             temporary,
+            _held: held,
             output: output.to_owned(),
             format,
             size,
-            padded,
-            row: Vec::new(),
+            planes,
             fps: options.fps,
             audio_from: options
                 .audio_from
@@ -156,7 +166,7 @@ impl Encoded {
 
     /// A new file in one piece of the finished pictures and, if any, the sound of a clip in a codec.
     fn assemble(&self, sound: Option<(&Path, &str)>) -> Result<TempPath, Error> {
-        let assembled = temporary(&self.output, self.format)?;
+        let assembled = temporary(&self.output, leftovers::PREFIX, self.format)?;
         let seconds = self.written as f64 / self.fps.as_f64();
         let mut command = quiet(ffmpeg());
         command.args(["-nostdin", "-y"]);
@@ -224,23 +234,10 @@ impl Encoded {
         let Some(pipe) = &mut self.pipe else {
             return Ok(());
         };
-        if self.padded == self.size {
-            return pipe.write_all(frame);
+        match &mut self.planes {
+            Some(planes) => pipe.write_all(planes.convert(frame)),
+            None => pipe.write_all(frame),
         }
-        let rows = frame.chunks_exact(self.size.0 as usize * 4);
-        let last = rows
-            .clone()
-            .next_back()
-            .filter(|_| self.padded.1 > self.size.1);
-        for row in rows.chain(last) {
-            self.row.clear();
-            self.row.extend_from_slice(row);
-            if self.padded.0 > self.size.0 {
-                self.row.extend_from_slice(&row[row.len() - 4..]);
-            }
-            pipe.write_all(&self.row)?;
-        }
-        Ok(())
     }
 }
 
@@ -409,18 +406,15 @@ impl Format {
             add("-loop 0");
             return args;
         }
-        // The conversion and the label must agree, or players show other colours.
+        // What `Planes` has made must be called so, or players show other colours.
         add("-vf");
-        add(concat!(
-            "scale=out_color_matrix=bt709:out_range=tv:flags=bilinear+accurate_rnd+full_chroma_inp,format=yuv420p,",
-            "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
-        ));
+        add("setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709");
         add("-color_range tv -color_primaries bt709 -color_trc bt709 -colorspace bt709");
         add(&format!("-c:v {codec}"));
         match codec {
-            // Measured at 858x1280 and at 256x256: as cheap as superfast (14 and 1.5 ms of processor time a
-            // frame, half of the former for reading and converting RGBA) at less than half its size.
-            "libx264" => add("-preset veryfast -crf 15"),
+            // Measured on the demo (docs/performance.md): four fifths of veryfast's time for a file a tenth
+            // larger. What superfast leaves out with its usual look-ahead of none would make it four times as large.
+            "libx264" => add("-preset superfast -x264-params mbtree=1:rc-lookahead=10 -crf 15"),
             "libvpx-vp9" => add("-deadline realtime -cpu-used 6 -row-mt 1 -crf 24 -b:v 0"),
             "libvpx" => add(&format!(
                 "-deadline realtime -cpu-used 6 -crf 10 -b:v {}",
@@ -434,11 +428,11 @@ impl Format {
 }
 
 /// A file beside the output that goes when it is dropped; it is made with the rights any new file has.
-fn temporary(output: &Path, format: Format) -> Result<TempPath, Error> {
+fn temporary(output: &Path, prefix: &str, format: Format) -> Result<TempPath, Error> {
     let folder = make_folder(output)?;
     let suffix = format!(".{}", format.muxer());
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".mimic-").suffix(&suffix);
+    builder.prefix(prefix).suffix(&suffix);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     Ok(builder

@@ -27,8 +27,10 @@ pub mod virtual_camera;
 
 mod encode;
 mod fit;
+mod leftovers;
 mod microphone;
 mod pattern;
+mod planes;
 mod probe;
 mod sequence;
 mod sign;
@@ -41,6 +43,7 @@ pub use photo::open_photo;
 pub use provenance::{Provenance, save_picture};
 pub use sign::Signer;
 pub use sink::{FrameSink, WriteOptions, resolve_output};
+pub use stills::natural;
 
 /// The most pixels a photo or a frame may have: 100 megapixels, 400 MB as RGBA.
 ///

@@ -1,12 +1,13 @@
 //! Numbered PNG or JPEG files as a [`FrameSink`].
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use image::RgbaImage;
 use tempfile::TempDir;
 
 use super::error::Error;
+use super::leftovers;
 use super::pattern::Pattern;
 use super::provenance::{Provenance, Room, Still, picture_error};
 use super::sink::{FrameSink, make_folder};
@@ -20,6 +21,8 @@ pub(super) struct Sequence {
     said: Option<Provenance>,
     /// None once it is cleared away.
     temporary: Option<TempDir>,
+    /// Says that this is at work in it; see [`leftovers`].
+    _held: Option<File>,
     /// Whether the folder was made for these pictures, and goes if they do not come.
     made: bool,
     written: u64,
@@ -36,8 +39,9 @@ impl Sequence {
     ) -> Result<Self, Error> {
         let made = !pattern.folder.exists();
         make_folder(output)?;
+        leftovers::clear(&pattern.folder);
         let temporary = tempfile::Builder::new()
-            .prefix(".mimic-")
+            .prefix(leftovers::PREFIX)
             .tempdir_in(&pattern.folder)
             .map_err(|e| Error::write(output, &e))?;
         let output = output.to_owned();
@@ -47,6 +51,7 @@ impl Sequence {
             still,
             size,
             said,
+            _held: leftovers::hold(temporary.path()),
             temporary: Some(temporary),
             made,
             written: 0,

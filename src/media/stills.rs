@@ -176,8 +176,8 @@ fn names(folder: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// Numbers by value, the rest by character: `2.png` before `10.png`.
-fn natural(a: &str, b: &str) -> Ordering {
+/// The order in which people count names: numbers by value, the rest by character, `2.png` before `10.png`.
+pub fn natural(a: &str, b: &str) -> Ordering {
     let (mut rest_a, mut rest_b) = (a, b);
     loop {
         let (digits_a, digits_b) = (leading_digits(rest_a), leading_digits(rest_b));

@@ -1,19 +1,25 @@
 //! What the networks are built of: convolutions with batch norm folded in, blocks, last layers.
 //!
-//! Inference only: batch norm uses its running statistics and is folded when a block is built, so
-//! the weights are plain tensors and no graph is recorded. Every block exists in the full form and
-//! in PaddleGAN's depthwise one (`mobile_net`), under the names of the published checkpoints.
+//! What a block is built of decides what it is for. Plain tensors: inference, batch norm has its running
+//! statistics and is folded when the block is built, no graph is recorded. Variables
+//! ([`candle_core::Var`]): training, batch norm takes the statistics of each batch and moves the running
+//! ones towards them. Every block exists in the full form and in PaddleGAN's depthwise one
+//! (`mobile_net`), under the names of the published checkpoints.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, Var};
 use candle_nn::VarBuilder;
 
-use crate::ops::{batch_norm, resample};
+use crate::ops::{batch_norm, conv2d::conv2d, resample};
 
-/// A convolution with bias.
+/// How far the running statistics go towards those of a batch, as PyTorch does by default.
+pub const MOMENTUM: f64 = 0.1;
+
+/// A convolution with bias, in training followed by its batch norm.
 #[derive(Clone, Debug)]
 pub struct Conv {
     weight: Tensor,
     bias: Option<Tensor>,
+    norm: Option<BatchNorm>,
     padding: usize,
     stride: usize,
     groups: usize,
@@ -83,16 +89,41 @@ impl Conv {
     /// Reads a convolution and the batch norm that follows it as one.
     pub fn with_norm(shape: ConvShape, conv: &VarBuilder, norm: &VarBuilder) -> Result<Self> {
         let (weight, bias) = Self::load(shape, conv)?;
-        let (scale, shift) = load_norm(shape.c_out, norm)?;
-        let (weight, bias) = batch_norm::fold(&weight, bias.as_ref(), &scale, &shift)?;
-        Self::from_tensors(shape, weight, Some(bias))
+        match Norm::new(shape.c_out, norm)? {
+            Norm::Fixed { scale, shift } => {
+                let (weight, bias) = batch_norm::fold(&weight, bias.as_ref(), &scale, &shift)?;
+                Self::from_tensors(shape, weight, Some(bias))
+            }
+            Norm::Learning(norm) => Ok(Self {
+                norm: Some(norm),
+                ..Self::from_tensors(shape, weight, bias)?
+            }),
+        }
     }
 
     /// (b, c_in, h, w) to (b, c_out, h', w').
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.conv2d(&self.weight, self.padding, self.stride, 1, self.groups)?;
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
+        self.run(x, false)
+    }
+
+    /// The same, then zero for what is below it.
+    pub fn forward_relu(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, true)
+    }
+
+    fn run(&self, x: &Tensor, relu: bool) -> Result<Tensor> {
+        let bias = self.bias.as_ref();
+        let y = conv2d(
+            x,
+            &self.weight,
+            bias,
+            self.padding,
+            self.stride,
+            self.groups,
+        )?;
+        match &self.norm {
+            Some(norm) => norm.forward(&y, relu),
+            None if relu => y.relu(),
             None => Ok(y),
         }
     }
@@ -112,13 +143,11 @@ impl Conv {
     }
 
     fn from_tensors(shape: ConvShape, weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        let bias = bias
-            .map(|bias| bias.reshape((1, shape.c_out, 1, 1)))
-            .transpose()?;
         let groups = if shape.depthwise { shape.c_in } else { 1 };
         Ok(Self {
             weight,
             bias,
+            norm: None,
             padding: shape.padding,
             stride: shape.stride,
             groups,
@@ -152,7 +181,7 @@ impl SameBlock {
 
     /// (b, c_in, h, w) to (b, c_out, h, w).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.0.forward(x)?.relu()
+        self.0.forward_relu(x)
     }
 }
 
@@ -168,7 +197,7 @@ impl DownBlock {
 
     /// (b, c_in, h, w) to (b, c_out, h/2, w/2).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        conv_relu_all(&self.0, x)?.avg_pool2d(2)
+        resample::mean_2x2(&conv_relu_all(&self.0, x)?)
     }
 }
 
@@ -192,8 +221,7 @@ impl UpBlock {
 /// form widens, filters and narrows (`MobileResBlock2d`).
 #[derive(Clone, Debug)]
 pub struct ResBlock {
-    scale: Tensor,
-    shift: Tensor,
+    norm: Norm,
     /// Each with whether a relu follows.
     convs: Vec<(Conv, bool)>,
 }
@@ -202,7 +230,7 @@ impl ResBlock {
     /// Reads `norm1`, `conv1`, `norm2`, `conv2`; or `norm1` and the pairs `conv_pw` / `norm_pw`,
     /// `conv_dw` / `norm_dw`, `conv_pw_linear` / `norm_pw_linear`.
     pub fn new(channels: usize, mobile: bool, vb: VarBuilder) -> Result<Self> {
-        let (scale, shift) = load_norm(channels, &vb.pp("norm1"))?;
+        let norm = Norm::new(channels, &vb.pp("norm1"))?;
         let convs = if mobile {
             let inner = 2 * channels;
             let pair = |name: &str, shape: ConvShape| {
@@ -226,25 +254,14 @@ impl ResBlock {
                 (Conv::new(shape, &vb.pp("conv2"))?, false),
             ]
         };
-        let per_channel = (1, channels, 1, 1);
-        Ok(Self {
-            scale: scale.reshape(per_channel)?,
-            shift: shift.reshape(per_channel)?,
-            convs,
-        })
+        Ok(Self { norm, convs })
     }
 
     /// (b, c, h, w) to the same.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut y = x
-            .broadcast_mul(&self.scale)?
-            .broadcast_add(&self.shift)?
-            .relu()?;
+        let mut y = self.norm.forward_relu(x)?;
         for (conv, relu) in &self.convs {
-            y = conv.forward(&y)?;
-            if *relu {
-                y = y.relu()?;
-            }
+            y = conv.run(&y, *relu)?;
         }
         y + x
     }
@@ -342,11 +359,66 @@ fn scaling_convs(c_in: usize, c_out: usize, mobile: bool, vb: &VarBuilder) -> Re
 fn conv_relu_all(convs: &[Conv], x: &Tensor) -> Result<Tensor> {
     convs
         .iter()
-        .try_fold(x.clone(), |x, conv| conv.forward(&x)?.relu())
+        .try_fold(x.clone(), |x, conv| conv.forward_relu(&x))
 }
 
-fn load_norm(channels: usize, vb: &VarBuilder) -> Result<(Tensor, Tensor)> {
-    let get = |name| vb.get(channels, name);
-    let (weight, bias) = (get("weight")?, get("bias")?);
-    batch_norm::scale_and_shift(&weight, &bias, &get("running_mean")?, &get("running_var")?)
+/// A batch norm, by what it was given.
+#[derive(Clone, Debug)]
+enum Norm {
+    /// Plain tensors: a scale and a shift (c).
+    Fixed { scale: Tensor, shift: Tensor },
+    /// Variables.
+    Learning(BatchNorm),
+}
+
+impl Norm {
+    /// Reads `weight`, `bias`, `running_mean` and `running_var`.
+    fn new(channels: usize, vb: &VarBuilder) -> Result<Self> {
+        let get = |name| vb.get(channels, name);
+        let (weight, bias) = (get("weight")?, get("bias")?);
+        let (mean, variance) = (get("running_mean")?, get("running_var")?);
+        if weight.is_variable() {
+            return Ok(Self::Learning(BatchNorm {
+                weight,
+                bias,
+                running_mean: Var::from_tensor(&mean)?,
+                running_var: Var::from_tensor(&variance)?,
+            }));
+        }
+        let (scale, shift) = batch_norm::scale_and_shift(&weight, &bias, &mean, &variance)?;
+        Ok(Self::Fixed { scale, shift })
+    }
+
+    fn forward_relu(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Learning(norm) => norm.forward(x, true),
+            Self::Fixed { scale, shift } => x
+                .broadcast_mul(&scale.reshape((1, (), 1, 1))?)?
+                .broadcast_add(&shift.reshape((1, (), 1, 1))?)?
+                .relu(),
+        }
+    }
+}
+
+/// A batch norm in training.
+#[derive(Clone, Debug)]
+struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Var,
+    running_var: Var,
+}
+
+impl BatchNorm {
+    fn forward(&self, x: &Tensor, relu: bool) -> Result<Tensor> {
+        let (y, seen) = batch_norm::normalise(x, &self.weight, &self.bias, relu)?;
+        for (running, seen) in [
+            (&self.running_mean, seen.mean),
+            (&self.running_var, seen.variance),
+        ] {
+            let kept = (running.as_detached_tensor() * (1.0 - MOMENTUM))?;
+            running.set(&(kept + (seen * MOMENTUM)?)?)?;
+        }
+        Ok(y)
+    }
 }

@@ -199,22 +199,7 @@ impl ModelConfig {
 
     /// Reads a whole YAML file of PaddleGAN (`model: ..`) or first-order-model (`model_params: ..`).
     pub fn from_yaml(text: &str) -> Result<Self, Error> {
-        // The longest published file has 120 lines and is five sections deep.
-        let options = serde_saphyr::options! {
-            with_snippet: false,
-            budget: serde_saphyr::budget! {
-                max_reader_input_bytes: Some(1 << 20),
-                max_events: 50_000,
-                max_nodes: 20_000,
-                max_depth: 24,
-                max_documents: 1,
-                max_aliases: 100,
-                max_anchors: 100,
-                max_total_scalar_bytes: 1 << 20,
-            },
-        };
-        let file: YamlFile = serde_saphyr::from_str_with_options(text, options)
-            .map_err(|e| Error::Unreadable(one_line(&e.to_string())))?;
+        let file: YamlFile = parse_yaml(text).map_err(Error::Unreadable)?;
         let (mut sections, shape) = match file {
             YamlFile {
                 model: Some(model),
@@ -518,6 +503,25 @@ fn out_of_range(key: &str, value: String, allowed: &str) -> Error {
 }
 
 /// Parsers speak in several lines.
+/// Reads a foreign YAML file, within limits; the error is one line.
+pub(crate) fn parse_yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    // The longest published file has 120 lines and is five sections deep.
+    let options = serde_saphyr::options! {
+        with_snippet: false,
+        budget: serde_saphyr::budget! {
+            max_reader_input_bytes: Some(1 << 20),
+            max_events: 50_000,
+            max_nodes: 20_000,
+            max_depth: 24,
+            max_documents: 1,
+            max_aliases: 100,
+            max_anchors: 100,
+            max_total_scalar_bytes: 1 << 20,
+        },
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|e| one_line(&e.to_string()))
+}
+
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -117,16 +117,20 @@ impl DenseMotion {
         kp_source: &KeypointTensors,
         kp_driving: &KeypointTensors,
     ) -> Result<Tensor> {
-        let gaussians = |kp: &KeypointTensors| {
-            let distance = grid
-                .broadcast_sub(&kp.value.unsqueeze(2)?)?
-                .sqr()?
-                .sum(D::Minus1)?;
-            (distance * (-0.5 / self.kp_variance))?.exp()
-        };
-        let heatmaps = gaussians(kp_driving)?.broadcast_sub(&gaussians(kp_source)?)?;
+        let at = |kp: &KeypointTensors| gaussians(grid, &kp.value, self.kp_variance);
+        let heatmaps = at(kp_driving)?.broadcast_sub(&at(kp_source)?)?;
         heatmaps.pad_with_zeros(1, 1, 0)
     }
+}
+
+/// Gaussians of `variance` at keypoints (b, K, 2), as high as 1, at the places (1, 1, hw, 2) of a grid:
+/// (b, K, hw).
+pub(super) fn gaussians(grid: &Tensor, value: &Tensor, variance: f64) -> Result<Tensor> {
+    let distance = grid
+        .broadcast_sub(&value.unsqueeze(2)?)?
+        .sqr()?
+        .sum(D::Minus1)?;
+    (distance * (-0.5 / variance))?.exp()
 }
 
 /// The linear motion around each keypoint, the background's (none) first: (b, K + 1, hw, 2).

@@ -70,6 +70,22 @@ impl FaceDetector {
         })
     }
 
+    /// What the trunk sees in pictures (b, 3, h, w) in 0..1 at 1/2, 1/4, 1/8, 1/16 and 1/32 of their size:
+    /// features that say how alike two faces look.
+    pub fn features(&self, pictures: &Tensor) -> Result<Vec<Tensor>> {
+        let mut x = ((pictures - 0.5)? / 0.25)?;
+        let mut features = Vec::with_capacity(5);
+        for layer in self.stages.iter().flatten() {
+            // A size is done where the next begins.
+            if matches!(layer, Layer::Halving(_)) && x.dim(1)? != 3 {
+                features.push(x.clone());
+            }
+            x = layer.forward(&x)?;
+        }
+        features.push(x);
+        Ok(features)
+    }
+
     /// Pictures (b, 3, h, w) in 0..1, h and w multiples of [`MULTIPLE`], to (b, 15, h/s, w/s) for each
     /// of [`STRIDES`].
     pub fn forward(&self, pictures: &Tensor) -> Result<[Tensor; 3]> {

@@ -3,13 +3,14 @@
 //!
 //! Siarohin et al., "First Order Motion Model for Image Animation", NeurIPS 2019; the variants and
 //! the border handling are PaddleGAN's. Tensors are named as PyTorch names them, shapes are
-//! (b, c, h, w), pictures lie in 0..1 and keypoints in -1..1. Inference only: no files, no threads,
-//! no logging, no gradients of batch norm.
+//! (b, c, h, w), pictures lie in 0..1 and keypoints in -1..1. Built of plain tensors the networks are
+//! for inference, built of variables they learn (see [`blocks`]). No files, no threads, no logging.
 
 pub mod blocks;
 mod border;
 pub mod config;
 pub mod dense_motion;
+pub mod discriminator;
 pub mod face_detector;
 pub mod generator;
 pub mod gfpgan;
@@ -19,6 +20,7 @@ pub mod keypoint_detector;
 mod keypoints;
 mod modulated;
 pub mod packed;
+pub mod perceptual;
 pub mod procedural;
 pub mod s3fd;
 mod tensors;
@@ -30,17 +32,19 @@ use candle_nn::VarBuilder;
 
 pub use config::{Border, ModelConfig};
 pub use dense_motion::DenseMotion;
+pub use discriminator::{Discriminator, DiscriminatorConfig};
 pub use face_detector::FaceDetector;
 pub use generator::{Generator, GeneratorOutput, SourceFeatures};
 pub use gfpgan::Gfpgan;
 pub use gpen::Gpen;
 pub use keypoint_detector::{KeypointDetector, KeypointTensors};
 pub use keypoints::Keypoints;
+pub use perceptual::Perceptual;
 pub use s3fd::S3fd;
 
 use crate::ops::resample::AntiAlias;
 
-/// Both networks of a model, ready for inference in f32.
+/// Both networks of a model.
 #[derive(Clone, Debug)]
 pub struct Networks {
     /// The model's shape.
@@ -52,8 +56,8 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Builds the networks from a checkpoint's tensors (see `checkpoint::check_values`); what they do
-    /// not name is left alone.
+    /// Builds the networks in f32 from a checkpoint's tensors (see `checkpoint::check_values`), for
+    /// inference; what they do not name is left alone.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape, or the device fails.
@@ -67,6 +71,14 @@ impl Networks {
             .map(|(name, tensor)| (name.clone(), tensor.clone()))
             .collect();
         let vb = VarBuilder::from_tensors(tensors, DType::F32, device);
+        Self::build(config, &vb)
+    }
+
+    /// Builds the networks of plain tensors, for inference, or of variables, for training.
+    ///
+    /// # Errors
+    /// As [`Networks::new`].
+    pub fn build(config: &ModelConfig, vb: &VarBuilder) -> candle_core::Result<Self> {
         Ok(Self {
             config: config.clone(),
             keypoint_detector: KeypointDetector::new(config, vb.pp("kp_detector"))?,

@@ -17,7 +17,8 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::config::ModelConfig;
-use super::{gfpgan, gpen};
+use super::discriminator::DiscriminatorConfig;
+use super::{gfpgan, gpen, perceptual};
 
 /// Every tensor of [`ModelConfig::expected_tensors`] in f32 on the CPU. `prefix` and a dot come
 /// before each name: other prefixes, other weights.
@@ -44,6 +45,46 @@ pub fn s3fd(prefix: &str) -> Result<BTreeMap<String, Tensor>> {
         .into_iter()
         .map(|(name, shape)| {
             let values = fill(prefix, &name, &shape, s3fd_value_of);
+            Ok((name, Tensor::from_vec(values, shape, &Device::Cpu)?))
+        })
+        .collect()
+}
+
+/// Every tensor of a perceptual network, as [`tensors`]; `prefix` stands for its `features`.
+pub fn perceptual(kind: perceptual::Kind, prefix: &str) -> Result<BTreeMap<String, Tensor>> {
+    let value_of = |_: &str, rank: usize, fan_in: usize, v: f64| match rank {
+        1 => 0.1 * v,
+        _ => v * (6.0 / fan_in as f64).sqrt(),
+    };
+    kind.expected_tensors()
+        .into_iter()
+        .map(|(name, shape)| {
+            let short = name.strip_prefix("features.").unwrap_or(&name);
+            let values = fill(prefix, short, &shape, value_of);
+            Ok((name, Tensor::from_vec(values, shape, &Device::Cpu)?))
+        })
+        .collect()
+}
+
+/// Every tensor of a discriminator without spectral norm, as [`tensors`].
+pub fn discriminator(
+    config: &DiscriminatorConfig,
+    num_channels: usize,
+    num_kp: usize,
+    prefix: &str,
+) -> Result<BTreeMap<String, Tensor>> {
+    let value_of = |name: &str, rank: usize, fan_in: usize, v: f64| match name.rsplit('.').next() {
+        Some("weight") if rank > 1 => v * (3.0 / fan_in as f64).sqrt() * 1.4,
+        Some("scale") => 1.0 + 0.2 * v,
+        _ => 0.1 * v,
+    };
+    config
+        .expected_tensors(num_channels, num_kp)
+        .into_iter()
+        .map(|(name, shape)| {
+            // Paddle's name of an instance norm's weight.
+            let paddle = name.replace(".norm.weight", ".norm.scale");
+            let values = fill(prefix, &paddle, &shape, value_of);
             Ok((name, Tensor::from_vec(values, shape, &Device::Cpu)?))
         })
         .collect()

@@ -1,6 +1,12 @@
-//! Batch norm at inference: a scale and a shift per channel, folded into the convolution before it.
+//! Batch norm: at inference a scale and a shift per channel, folded into the convolution before it; in
+//! training the batch's own statistics, with gradients.
 
-use candle_core::{Result, Tensor};
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::unfold::{Element, part, values};
 
 /// What is added to the variance, as PyTorch and Paddle do by default.
 pub const EPSILON: f64 = 1e-5;
@@ -36,10 +42,299 @@ pub fn fold(
     Ok((weight, bias))
 }
 
+/// Mean and variance of a batch for each channel (c); the variance is that of the population the batch
+/// is a sample of (over n - 1), as PyTorch keeps it.
+#[derive(Clone, Debug)]
+pub struct Statistics {
+    /// Means.
+    pub mean: Tensor,
+    /// Variances.
+    pub variance: Tensor,
+}
+
+/// Normalises (b, c, h, w) by its own mean and variance for each channel, then scales by `weight` and
+/// shifts by `bias` (c); with `relu`, what is below zero becomes zero. Gives also the statistics.
+///
+/// # Errors
+/// When shapes or types do not fit.
+pub fn normalise(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    relu: bool,
+) -> Result<(Tensor, Statistics)> {
+    if !x.device().is_cpu() || !matches!(x.dtype(), DType::F32 | DType::F64) {
+        return composed(x, weight, bias, relu);
+    }
+    let c = x.dims4()?.1;
+    if weight.dims() != [c] || bias.dims() != [c] {
+        bail!("batch norm: {:?} of {:?}", weight.dims(), x.dims());
+    }
+    let saved = Arc::new(OnceLock::new());
+    let op = BatchNorm {
+        relu,
+        saved: Arc::clone(&saved),
+    };
+    let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
+    let y = x.apply_op3(&weight, &bias, op)?;
+    let (b, c, h, w) = x.dims4()?;
+    let count = (b * h * w) as f64;
+    let channels: &[Channel] = saved.get().map_or(&[], Vec::as_slice);
+    let of = |value: &dyn Fn(&Channel) -> f64| {
+        let values: Vec<f64> = channels.iter().map(value).collect();
+        Tensor::from_vec(values, c, x.device())?.to_dtype(x.dtype())
+    };
+    let statistics = Statistics {
+        mean: of(&|channel| channel.mean)?,
+        variance: of(&|channel| channel.variance * count / (count - 1.0).max(1.0))?,
+    };
+    Ok((y, statistics))
+}
+
+/// The same of candle's ops, for every device.
+fn composed(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    relu: bool,
+) -> Result<(Tensor, Statistics)> {
+    let (b, _, h, w) = x.dims4()?;
+    let count = (b * h * w) as f64;
+    let mean = x.mean_keepdim((0, 2, 3))?;
+    let centred = x.broadcast_sub(&mean)?;
+    let variance = centred.sqr()?.mean_keepdim((0, 2, 3))?;
+    let per_channel = (1, weight.elem_count(), 1, 1);
+    let y = centred
+        .broadcast_div(&(&variance + EPSILON)?.sqrt()?)?
+        .broadcast_mul(&weight.reshape(per_channel)?)?
+        .broadcast_add(&bias.reshape(per_channel)?)?;
+    let statistics = Statistics {
+        mean: mean.flatten_all()?.detach(),
+        variance: (variance.flatten_all()? * (count / (count - 1.0).max(1.0)))?.detach(),
+    };
+    Ok((if relu { y.relu()? } else { y }, statistics))
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Channel {
+    mean: f64,
+    /// Of the batch itself, over n.
+    variance: f64,
+}
+
+impl Channel {
+    fn inverse_deviation(self) -> f64 {
+        1.0 / (self.variance + EPSILON).sqrt()
+    }
+}
+
+struct BatchNorm {
+    relu: bool,
+    saved: Arc<OnceLock<Vec<Channel>>>,
+}
+
+impl BatchNorm {
+    fn forward<T: Element>(
+        &self,
+        x: &[T],
+        (b, c, plane): (usize, usize, usize),
+        weight: &[T],
+        bias: &[T],
+    ) -> Vec<T> {
+        let count = (b * plane) as f64;
+        let channels: Vec<Channel> = (0..c)
+            .into_par_iter()
+            .map(|channel| {
+                let planes = || (0..b).map(|i| &x[(i * c + channel) * plane..][..plane]);
+                let mean = planes().map(T::sum).sum::<f64>() / count;
+                let middle = T::from_f64(mean);
+                let squares = planes().map(|plane| {
+                    let part = |part: &[T]| {
+                        let mut sum = T::from_f64(0.0);
+                        for v in part {
+                            sum += (*v - middle) * (*v - middle);
+                        }
+                        sum.to_f64()
+                    };
+                    plane.chunks(64).map(part).sum::<f64>()
+                });
+                Channel {
+                    mean,
+                    variance: squares.sum::<f64>() / count,
+                }
+            })
+            .collect();
+        let mut y = vec![T::from_f64(0.0); x.len()];
+        let planes = y
+            .par_chunks_mut(plane.max(1))
+            .zip(x.par_chunks(plane.max(1)));
+        planes.enumerate().for_each(|(i, (y, x))| {
+            let channel = channels[i % c];
+            let scale = weight[i % c].to_f64() * channel.inverse_deviation();
+            let shift = T::from_f64(bias[i % c].to_f64() - channel.mean * scale);
+            let (scale, zero) = (T::from_f64(scale), T::from_f64(0.0));
+            for (y, x) in y.iter_mut().zip(x) {
+                let value = *x * scale + shift;
+                *y = if self.relu && value < zero {
+                    zero
+                } else {
+                    value
+                };
+            }
+        });
+        // A graph is computed once.
+        let _ = self.saved.set(channels);
+        y
+    }
+
+    fn backward<T: Element>(
+        &self,
+        [x, weight, y, grad]: [&Tensor; 4],
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (b, c, h, w) = x.dims4()?;
+        let (plane, count) = (h * w, (b * h * w) as f64);
+        let Some(channels) = self.saved.get() else {
+            bail!("batch norm: a gradient before the value");
+        };
+        let mut grads = values::<T>(grad)?;
+        if self.relu {
+            let y = values::<T>(y)?;
+            let zero = T::from_f64(0.0);
+            let chunks = grads
+                .par_chunks_mut(plane.max(1))
+                .zip(y.par_chunks(plane.max(1)));
+            chunks.for_each(|(grads, y)| {
+                for (grad, y) in grads.iter_mut().zip(y) {
+                    *grad = if *y > zero { *grad } else { zero };
+                }
+            });
+        }
+        let (x_values, weights) = (values::<T>(x)?, values::<T>(weight)?);
+        // For each channel the sums of the gradient and of its product with the normalised values.
+        let sums: Vec<(f64, f64)> = (0..c)
+            .into_par_iter()
+            .map(|channel| {
+                let Channel { mean, .. } = channels[channel];
+                let (mut sum, mut product) = (0.0, 0.0);
+                for i in 0..b {
+                    let at = (i * c + channel) * plane;
+                    let (grads, x) = (&grads[at..at + plane], &x_values[at..at + plane]);
+                    let of_plane = T::sum(grads);
+                    sum += of_plane;
+                    product += T::dot(grads, x) - mean * of_plane;
+                }
+                (sum, product * channels[channel].inverse_deviation())
+            })
+            .collect();
+        let of_x = if x.track_op() {
+            let planes = grads
+                .par_chunks_mut(plane.max(1))
+                .zip(x_values.par_chunks(plane.max(1)));
+            planes.enumerate().for_each(|(i, (grads, x))| {
+                let (channel, (sum, product)) = (channels[i % c], sums[i % c]);
+                let inverse = channel.inverse_deviation();
+                let scale = weights[i % c].to_f64() * inverse;
+                // grad * scale - x * slope + rest
+                let slope = scale * product * inverse / count;
+                let rest = T::from_f64(slope * channel.mean - scale * sum / count);
+                let (scale, slope) = (T::from_f64(scale), T::from_f64(slope));
+                for (grad, x) in grads.iter_mut().zip(x) {
+                    *grad = *grad * scale - *x * slope + rest;
+                }
+            });
+            Some(Tensor::from_vec(grads, x.shape(), x.device())?)
+        } else {
+            None
+        };
+        let of = |value: fn(&(f64, f64)) -> f64| {
+            let values: Vec<T> = sums.iter().map(|s| T::from_f64(value(s))).collect();
+            Tensor::from_vec(values, c, x.device())
+        };
+        Ok((of_x, Some(of(|s| s.1)?), Some(of(|s| s.0)?)))
+    }
+}
+
+impl CustomOp3 for BatchNorm {
+    fn name(&self) -> &'static str {
+        "batch_norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (b, c, h, w) = x_layout.shape().dims4()?;
+        let dims = (b, c, h * w);
+        let storage = match (x, weight, bias) {
+            (CpuStorage::F32(x), CpuStorage::F32(weight), CpuStorage::F32(bias)) => {
+                let (weight, bias) = (part(weight, weight_layout)?, part(bias, bias_layout)?);
+                CpuStorage::F32(self.forward(part(x, x_layout)?, dims, weight, bias))
+            }
+            (CpuStorage::F64(x), CpuStorage::F64(weight), CpuStorage::F64(bias)) => {
+                let (weight, bias) = (part(weight, weight_layout)?, part(bias, bias_layout)?);
+                CpuStorage::F64(self.forward(part(x, x_layout)?, dims, weight, bias))
+            }
+            _ => bail!("batch norm: input, weight and bias must be of one type, f32 or f64"),
+        };
+        Ok((storage, x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _bias: &Tensor,
+        y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        match x.dtype() {
+            DType::F64 => self.backward::<f64>([x, weight, y, grad]),
+            _ => self.backward::<f32>([x, weight, y, grad]),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::gradient;
     use super::*;
     use candle_core::Device;
+
+    #[test]
+    fn the_batchs_own_statistics_are_used_and_told() {
+        let x = gradient::noise(&[3, 4, 5, 6], 1).affine(2.0, 0.7).unwrap();
+        let (weight, bias) = (gradient::noise(&[4], 2), gradient::noise(&[4], 3));
+        for relu in [false, true] {
+            let (got, statistics) = normalise(&x, &weight, &bias, relu).unwrap();
+            let (wanted, wanted_statistics) = composed(&x, &weight, &bias, relu).unwrap();
+            assert!(gradient::distance(&got, &wanted) < 1e-12);
+            assert!(gradient::distance(&statistics.mean, &wanted_statistics.mean) < 1e-12);
+            let variance = &wanted_statistics.variance;
+            assert!(gradient::distance(&statistics.variance, variance) < 1e-12);
+            let small = |t: &Tensor| t.to_dtype(DType::F32).unwrap();
+            let (got, _) = normalise(&small(&x), &small(&weight), &small(&bias), relu).unwrap();
+            assert!(gradient::distance(&got.to_dtype(DType::F64).unwrap(), &wanted) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let inputs = [
+            gradient::noise(&[2, 3, 4, 5], 1),
+            gradient::noise(&[3], 2),
+            // With these no value lies at the kink of the relu.
+            gradient::noise(&[3], 29),
+        ];
+        for relu in [false, true] {
+            gradient::check(&inputs, |v| Ok(normalise(&v[0], &v[1], &v[2], relu)?.0));
+            gradient::check(&inputs, |v| Ok(composed(&v[0], &v[1], &v[2], relu)?.0));
+        }
+    }
 
     #[test]
     fn a_folded_convolution_equals_convolution_and_normalisation() {

@@ -15,8 +15,15 @@ use super::simd::BLOCK;
 struct Line([f32; BLOCK]);
 
 /// A zeroed, 64-byte aligned run of f32 of whole blocks.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Buffer(Vec<Line>);
+
+impl Clone for Buffer {
+    /// On large pages again.
+    fn clone(&self) -> Self {
+        Self::from_slice(self)
+    }
+}
 
 impl Buffer {
     /// `len` zeros, rounded up to a whole block.

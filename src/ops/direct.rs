@@ -2,13 +2,14 @@
 //!
 //! A register tile is some neighbouring output pixels by one panel of output channels; the sum runs
 //! over taps and blocks of input channels. Taps outside the picture read a line of zeros. Nearest x2
-//! before the convolution is a matter of which pixel a tap reads.
+//! before the convolution is a matter of which pixel a tap reads. For products of bf16 the whole map is
+//! packed first: every pixel is read once for each tap and panel.
 
 use std::ops::Range;
 
 use super::blocked::{Buffer, Channels, Size};
 use super::conv::{Maps, Sink, Spec};
-use super::simd::{BLOCK, Isa, Simd, accumulate_block, kernel, put_operand};
+use super::simd::{BLOCK, Isa, Simd, accumulate, kernel, put_operand};
 use super::threads::Workers;
 
 /// A direct convolution's packed weights.
@@ -87,10 +88,10 @@ impl Direct {
         };
         let run = pixels.div_ceil(runs).next_multiple_of(12);
         let runs = pixels.div_ceil(run);
-        workers.each(runs * panels, |job| {
+        let job = |input: &[f32], job: usize| {
             let (panel, first) = (&self.panels[job % panels], job / panels * run);
             let task = Task {
-                input: maps.input.as_ptr(),
+                input: input.as_ptr(),
                 size: maps.size,
                 out_size: maps.full_size,
                 spec: self.spec,
@@ -105,11 +106,41 @@ impl Direct {
             };
             // SAFETY: lengths were checked; a job writes its own channels of its own pixels.
             unsafe { direct(self.isa, &task) };
+        };
+        if self.isa.pair() == 1 {
+            return workers.each(runs * panels, |index| job(maps.input, index));
+        }
+        workers.with_shared_scratch(maps.input.len() / self.isa.pair(), |packed| {
+            let run = 256 * BLOCK;
+            workers.rows(packed, run / self.isa.pair(), |i, slots| {
+                let values = &maps.input[i * run..][..slots.len() * self.isa.pair()];
+                // SAFETY: the instruction set is one of this machine's, by who made the workers.
+                unsafe { pack(self.isa, values, slots) };
+            });
+            workers.each(runs * panels, |index| job(packed, index));
         });
     }
 }
 
+kernel!(
+    /// Channels as operands, block by block.
+    pack(values: &[f32], slots: &mut [f32]) = pack_body
+);
+
+#[inline(always)]
+unsafe fn pack_body<S: Simd, const ROWS: usize, const WIDE: usize>(
+    values: &[f32],
+    slots: &mut [f32],
+) {
+    let values = values.chunks_exact(S::LANES);
+    for (from, to) in values.zip(slots.chunks_exact_mut(S::LANES / S::PAIR)) {
+        // SAFETY: a vector of values, and room for its slots.
+        unsafe { S::store_operand(to.as_mut_ptr(), S::load(from.as_ptr())) };
+    }
+}
+
 struct Task<'a> {
+    /// Operands: `BLOCK / PAIR` slots for each pixel of a block.
     input: *const f32,
     /// Of the input.
     size: Size,
@@ -172,7 +203,8 @@ unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) 
     let stride = task.stride;
     // Pixels of the doubled map are halved by a shift: there is no time for divisions here.
     let doubling = usize::from(upsample);
-    let plane = height * width * BLOCK;
+    let pixel = BLOCK / S::PAIR;
+    let plane = height * width * pixel;
     // A register tile takes whole 2x2 cells when they are to be pooled.
     let rows = if task.pool { ROWS / 4 * 4 } else { ROWS };
     let mut at = task.first;
@@ -197,16 +229,17 @@ unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) 
                         );
                         (y < height << doubling && x < width << doubling).then(|| {
                             task.input
-                                .add(((y >> doubling) * width + (x >> doubling)) * BLOCK)
+                                .add(((y >> doubling) * width + (x >> doubling)) * pixel)
                         })
                     };
                     let ends = (tap((y0, x0)), tap((y0, x0 + ROWS - 1)));
                     if let (true, (Some(first), Some(_))) = (neighbours, ends) {
                         let mut first = first;
                         for &depth in task.fill {
-                            let from = std::array::from_fn(|r| first.add(r * stride * BLOCK));
-                            accumulate_block::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
-                            weights = weights.add(depth.div_ceil(S::PAIR) * WIDE * S::LANES);
+                            let from = std::array::from_fn(|r| first.add(r * stride * pixel));
+                            let depth = depth.div_ceil(S::PAIR);
+                            accumulate::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
+                            weights = weights.add(depth * WIDE * S::LANES);
                             first = first.wrapping_add(plane);
                         }
                         continue;
@@ -219,8 +252,9 @@ unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) 
                         }
                     }
                     for &depth in task.fill {
-                        accumulate_block::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
-                        weights = weights.add(depth.div_ceil(S::PAIR) * WIDE * S::LANES);
+                        let depth = depth.div_ceil(S::PAIR);
+                        accumulate::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
+                        weights = weights.add(depth * WIDE * S::LANES);
                         for r in 0..ROWS {
                             from[r] = from[r].wrapping_add(step[r]);
                         }

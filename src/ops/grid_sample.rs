@@ -1,10 +1,12 @@
 //! Bilinear sampling of a picture at arbitrary places (spatial transformer networks, equation 5).
 //!
-//! candle has no such op. This is the plain CPU forward in f32 and f64, the definition that faster
-//! versions are tested against; it has no gradient.
+//! candle has no such op. This is the plain CPU version in f32 and f64 with both gradients, the
+//! definition that faster versions are tested against.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
+
+use super::unfold::part;
 
 /// What is seen outside the picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,16 +72,29 @@ impl CustomOp2 for GridSample {
         };
         let storage = match (input, grid) {
             (CpuStorage::F32(input), CpuStorage::F32(grid)) => {
-                let grid = contiguous(grid, grid_layout)?;
-                CpuStorage::F32(self.sample(contiguous(input, input_layout)?, grid, size))
+                let grid = part(grid, grid_layout)?;
+                CpuStorage::F32(self.sample(part(input, input_layout)?, grid, size))
             }
             (CpuStorage::F64(input), CpuStorage::F64(grid)) => {
-                let grid = contiguous(grid, grid_layout)?;
-                CpuStorage::F64(self.sample(contiguous(input, input_layout)?, grid, size))
+                let grid = part(grid, grid_layout)?;
+                CpuStorage::F64(self.sample(part(input, input_layout)?, grid, size))
             }
             _ => bail!("grid_sample: picture and grid must both be f32 or both be f64"),
         };
         Ok((storage, Shape::from((grids, c, ho, wo))))
+    }
+
+    fn bwd(
+        &self,
+        input: &Tensor,
+        grid: &Tensor,
+        _sampled: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        match input.dtype() {
+            DType::F64 => self.backward::<f64>(input, grid, grad),
+            _ => self.backward::<f32>(input, grid, grad),
+        }
     }
 }
 
@@ -95,6 +110,9 @@ struct Sizes {
 
 /// The four pixels around a place, as offsets in a channel's plane, and their weights.
 type Corners<T> = [(usize, T); 4];
+
+/// The same with what the weights gain when x and y of the place grow.
+type Slopes<T> = [(usize, [T; 3]); 4];
 
 impl GridSample {
     fn sample<T: WithDType>(&self, input: &[T], grid: &[T], size: Sizes) -> Vec<T> {
@@ -126,73 +144,142 @@ impl GridSample {
     }
 
     fn corners<T: WithDType>(&self, x: f64, y: f64, h: usize, w: usize) -> Corners<T> {
-        let (x, y) = (self.pixel(x, w), self.pixel(y, h));
+        self.slopes(x, y, h, w)
+            .map(|(at, [weight, ..])| (at, weight))
+    }
+
+    fn slopes<T: WithDType>(&self, x: f64, y: f64, h: usize, w: usize) -> Slopes<T> {
+        let ((x, dx), (y, dy)) = (self.pixel(x, w), self.pixel(y, h));
         let (left, top) = (x.floor(), y.floor());
         let (right_share, bottom_share) = (x - left, y - top);
-        let corner = |dx: f64, dy: f64, weight: f64| {
-            let (x, y) = (left + dx, top + dy);
+        // Shares of a column or row, and their slopes.
+        let columns = [(1.0 - right_share, -dx), (right_share, dx)];
+        let rows = [(1.0 - bottom_share, -dy), (bottom_share, dy)];
+        [(0, 0), (1, 0), (0, 1), (1, 1)].map(|(column, row)| {
+            let (x, y) = (left + column as f64, top + row as f64);
             let inside = x >= 0.0 && x < w as f64 && y >= 0.0 && y < h as f64;
-            if inside {
-                (y as usize * w + x as usize, T::from_f64(weight))
-            } else {
-                (0, T::from_f64(0.0))
+            if !inside {
+                return (0, [T::from_f64(0.0); 3]);
             }
-        };
-        [
-            corner(0.0, 0.0, (1.0 - right_share) * (1.0 - bottom_share)),
-            corner(1.0, 0.0, right_share * (1.0 - bottom_share)),
-            corner(0.0, 1.0, (1.0 - right_share) * bottom_share),
-            corner(1.0, 1.0, right_share * bottom_share),
-        ]
+            let ((across, by_x), (down, by_y)) = (columns[column], rows[row]);
+            let weights = [across * down, by_x * down, across * by_y];
+            (y as usize * w + x as usize, weights.map(T::from_f64))
+        })
     }
 
-    /// A coordinate in -1..1 as a position in pixels, 0 at the centre of the first. A place that is
-    /// no number lies outside.
-    fn pixel(&self, coordinate: f64, size: usize) -> f64 {
+    /// A coordinate in -1..1 as a position in pixels, 0 at the centre of the first, and the slope of
+    /// the one against the other. A place that is no number lies outside.
+    fn pixel(&self, coordinate: f64, size: usize) -> (f64, f64) {
         let size = size as f64;
-        let position = if self.align_corners {
-            (coordinate + 1.0) / 2.0 * (size - 1.0)
+        let (position, slope) = if self.align_corners {
+            ((coordinate + 1.0) / 2.0 * (size - 1.0), (size - 1.0) / 2.0)
         } else {
-            ((coordinate + 1.0) * size - 1.0) / 2.0
+            (((coordinate + 1.0) * size - 1.0) / 2.0, size / 2.0)
         };
         if !position.is_finite() {
-            return -2.0;
+            return (-2.0, 0.0);
         }
         match (self.padding, self.align_corners) {
-            (Padding::Zeros, _) => position,
-            (Padding::Reflection, true) => reflect(position, 0.0, size - 1.0),
+            (Padding::Zeros, _) => (position, slope),
+            (Padding::Reflection, true) => {
+                let (position, sign) = reflect(position, 0.0, size - 1.0);
+                (position, sign * slope)
+            }
             (Padding::Reflection, false) => {
-                reflect(position, -0.5, size - 0.5).clamp(0.0, size - 1.0)
+                let (position, sign) = reflect(position, -0.5, size - 0.5);
+                let clamped = position.clamp(0.0, size - 1.0);
+                let moves = if clamped == position { sign } else { 0.0 };
+                (clamped, moves * slope)
             }
         }
     }
+
+    /// Gradients of the input, which gathers what was read of each pixel, and of the grid.
+    fn backward<T: WithDType>(
+        &self,
+        input: &Tensor,
+        grid: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (batch, c, h, w) = input.dims4()?;
+        let (grids, ho, wo, _) = grid.dims4()?;
+        let (plane, out) = (h * w, ho * wo);
+        let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<T>();
+        let (places, grads) = (flat(grid)?, flat(grad)?);
+        let slopes: Vec<Slopes<T>> = places
+            .par_chunks_exact(2)
+            .map(|xy| self.slopes(xy[0].to_f64(), xy[1].to_f64(), h, w))
+            .collect();
+        let zero = T::from_f64(0.0);
+
+        let of_input = if input.track_op() {
+            let mut sums = vec![zero; batch * c * plane];
+            let planes = sums.par_chunks_mut(plane).enumerate();
+            planes.for_each(|(place, sums)| {
+                let (picture, channel) = (place / c, place % c);
+                let served = if batch == 1 {
+                    0..grids
+                } else {
+                    picture..picture + 1
+                };
+                for b in served {
+                    let grads = &grads[(b * c + channel) * out..][..out];
+                    for (grad, corners) in grads.iter().zip(&slopes[b * out..]) {
+                        for &(at, [weight, ..]) in corners {
+                            sums[at] += *grad * weight;
+                        }
+                    }
+                }
+            });
+            Some(Tensor::from_vec(sums, input.shape(), input.device())?)
+        } else {
+            None
+        };
+        let of_grid = if grid.track_op() {
+            let pixels = flat(input)?;
+            let mut sums = vec![zero; grids * out * 2];
+            sums.par_chunks_mut(2)
+                .enumerate()
+                .for_each(|(place, sums)| {
+                    let (b, at_out) = (place / out, place % out);
+                    let picture = if batch == 1 { 0 } else { b };
+                    for channel in 0..c {
+                        let grad = grads[(b * c + channel) * out + at_out];
+                        let pixels = &pixels[(picture * c + channel) * plane..][..plane];
+                        for &(at, [_, by_x, by_y]) in &slopes[place] {
+                            sums[0] += grad * pixels[at] * by_x;
+                            sums[1] += grad * pixels[at] * by_y;
+                        }
+                    }
+                });
+            Some(Tensor::from_vec(sums, grid.shape(), grid.device())?)
+        } else {
+            None
+        };
+        Ok((of_input, of_grid))
+    }
 }
 
-/// Mirrors a position into `low..=high`.
-fn reflect(position: f64, low: f64, high: f64) -> f64 {
+/// Mirrors a position into `low..=high`; gives also whether it goes forward there or back.
+fn reflect(position: f64, low: f64, high: f64) -> (f64, f64) {
     let span = high - low;
     if span <= 0.0 {
-        return 0.0;
+        return (0.0, 0.0);
     }
+    let sign = if position < low { -1.0 } else { 1.0 };
     let folded = (position - low).abs() % (2.0 * span);
-    low + if folded > span {
-        2.0 * span - folded
+    if folded > span {
+        (low + 2.0 * span - folded, -sign)
     } else {
-        folded
-    }
-}
-
-fn contiguous<'a, T>(values: &'a [T], layout: &Layout) -> Result<&'a [T]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&values[start..end]),
-        None => bail!("grid_sample: its arguments must be contiguous"),
+        (low + folded, sign)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::gradient;
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     /// 1 2 3
     /// 4 5 6
@@ -355,6 +442,21 @@ mod tests {
                             "{padding:?} {align}: {got} {wanted}"
                         );
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let grid = gradient::noise(&[2, 4, 5, 2], 2).affine(1.6, 0.0).unwrap();
+        for pictures in [1, 2] {
+            let input = gradient::noise(&[pictures, 3, 5, 4], 1);
+            for padding in [Padding::Zeros, Padding::Reflection] {
+                for align in [false, true] {
+                    gradient::check(&[input.clone(), grid.clone()], |v| {
+                        grid_sample(&v[0], &v[1], padding, align)
+                    });
                 }
             }
         }

@@ -67,6 +67,7 @@ pub fn inverse_2x2(matrices: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::gradient;
     use super::*;
     use candle_core::Device;
 
@@ -88,6 +89,12 @@ mod tests {
             let wanted = if matches!(i % 4, 0 | 3) { 1.0 } else { 0.0 };
             assert!((value - wanted).abs() < 1e-2, "element {i} is {value}");
         }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let matrices = gradient::noise(&[5, 2, 2], 7);
+        gradient::check_all(&[matrices], &|v| inverse_2x2(&v[0]), 1e-6, 1e-4);
     }
 
     #[test]

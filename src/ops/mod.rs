@@ -1,7 +1,7 @@
 //! What candle lacks or does slowly.
 //!
-//! Two families. The ops of the candle networks take and give candle tensors: [`grid_sample`],
-//! [`resample`], [`batch_norm`] and [`matrix`]. The ops of the CPU engine work on the packed layout of
+//! Two families. The ops of the candle networks take and give candle tensors and have gradients:
+//! [`conv2d`], [`grid_sample`], [`resample`], [`batch_norm`] and [`matrix`]. The ops of the CPU engine work on the packed layout of
 //! [`blocked`]: [`conv`] chooses between minimal filtering and direct sums, beside it [`depthwise`], [`thin`],
 //! [`warp`] and [`activation`], on [`threads`] and the vector units of [`simd`].
 //!
@@ -20,16 +20,21 @@ pub mod activation;
 pub mod batch_norm;
 pub mod blocked;
 pub mod conv;
+pub mod conv2d;
 pub mod depthwise;
 mod direct;
 pub mod doubling;
+#[cfg(test)]
+pub(crate) mod gradient;
 pub mod grid_sample;
 pub mod matrix;
+pub mod max_pool;
 #[cfg(test)]
 pub(crate) mod reference;
 pub mod resample;
 pub mod simd;
 pub mod thin;
 pub mod threads;
+mod unfold;
 pub mod warp;
 mod winograd;

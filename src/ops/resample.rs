@@ -3,14 +3,108 @@
 //! candle's own versions lack a gradient (bilinear) or have a wrong one (nearest), and its grouped
 //! convolution runs group by group; these are put together from ops that have none of it.
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::conv2d::conv2d;
+use super::unfold::{Element, part};
 
 /// Doubles height and width of (b, c, h, w), repeating every pixel.
 pub fn nearest_x2(x: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
+    if plain(x) {
+        return x
+            .contiguous()?
+            .apply_op1(Quads::Repeat { h: 2 * h, w: 2 * w });
+    }
     x.reshape((b, c, h, 1, w, 1))?
         .broadcast_as((b, c, h, 2, w, 2))?
         .reshape((b, c, 2 * h, 2 * w))
+}
+
+/// The mean of every 2x2 pixels of (b, c, h, w); a last odd row or column is left out.
+pub fn mean_2x2(x: &Tensor) -> Result<Tensor> {
+    if plain(x) {
+        return x.contiguous()?.apply_op1(Quads::Sum)?.affine(0.25, 0.0);
+    }
+    x.avg_pool2d(2)
+}
+
+fn plain(x: &Tensor) -> bool {
+    x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64)
+}
+
+/// Two ops that are each other's gradient.
+#[derive(Clone, Copy)]
+enum Quads {
+    /// The sums of 2x2 pixels.
+    Sum,
+    /// Every pixel 2x2 times, zeros in what is left of h x w.
+    Repeat { h: usize, w: usize },
+}
+
+impl Quads {
+    fn run<T: Element>(self, x: &[T], (h, w): (usize, usize), (ho, wo): (usize, usize)) -> Vec<T> {
+        let planes = x.len() / (h * w).max(1);
+        let mut y = vec![T::from_f64(0.0); planes * ho * wo];
+        if y.is_empty() {
+            return y;
+        }
+        y.par_chunks_mut(ho * wo)
+            .enumerate()
+            .for_each(|(plane, y)| {
+                let x = &x[plane * h * w..][..h * w];
+                for (i, y) in y.chunks_exact_mut(wo).enumerate() {
+                    match self {
+                        Self::Sum => {
+                            let (upper, lower) = x[2 * i * w..][..2 * w].split_at(w);
+                            let (upper, lower) =
+                                (upper.as_chunks::<2>().0, lower.as_chunks::<2>().0);
+                            for ((y, a), b) in y.iter_mut().zip(upper).zip(lower) {
+                                *y = a[0] + a[1] + b[0] + b[1];
+                            }
+                        }
+                        Self::Repeat { .. } if i / 2 < h => {
+                            let (y, _) = y.as_chunks_mut::<2>();
+                            for (y, x) in y.iter_mut().zip(&x[i / 2 * w..][..w]) {
+                                *y = [*x, *x];
+                            }
+                        }
+                        Self::Repeat { .. } => {}
+                    }
+                }
+            });
+        y
+    }
+}
+
+impl CustomOp1 for Quads {
+    fn name(&self) -> &'static str {
+        "quads"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (b, c, h, w) = layout.shape().dims4()?;
+        let to = match *self {
+            Self::Sum => (h / 2, w / 2),
+            Self::Repeat { h, w } => (h, w),
+        };
+        let storage = match x {
+            CpuStorage::F32(x) => CpuStorage::F32(self.run(part(x, layout)?, (h, w), to)),
+            CpuStorage::F64(x) => CpuStorage::F64(self.run(part(x, layout)?, (h, w), to)),
+            _ => bail!("pixels must be f32 or f64"),
+        };
+        Ok((storage, Shape::from((b, c, to.0, to.1))))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (_, _, h, w) = x.dims4()?;
+        let inverse = match self {
+            Self::Sum => Self::Repeat { h, w },
+            Self::Repeat { .. } => Self::Sum,
+        };
+        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&inverse)?))
+    }
 }
 
 /// Band-limited reduction to one pixel in `factor`: a gaussian, then every `factor`-th pixel from
@@ -54,9 +148,8 @@ impl AntiAlias {
         let (b, c, h, w) = x.dims4()?;
         let padding = self.kernel.dim(3)? / 2;
         let kernel = self.kernel.to_dtype(x.dtype())?;
-        let small = x
-            .reshape((b * c, 1, h, w))?
-            .conv2d(&kernel, padding, self.factor, 1, 1)?;
+        let x = x.reshape((b * c, 1, h, w))?;
+        let small = conv2d(&x, &kernel, None, padding, self.factor, 1)?;
         let (_, _, h, w) = small.dims4()?;
         small.reshape((b, c, h, w))
     }
@@ -108,6 +201,7 @@ fn gaussian(size: usize, sigma: f64) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::gradient;
     use super::*;
 
     fn ramp(b: usize, c: usize, h: usize, w: usize) -> Tensor {
@@ -187,11 +281,21 @@ mod tests {
     }
 
     #[test]
-    fn bilinear_has_a_gradient() {
-        let x = candle_core::Var::from_tensor(&ramp(1, 1, 2, 2)).unwrap();
-        let sum = bilinear(x.as_tensor(), 8, 8).unwrap().sum_all().unwrap();
-        let gradients = sum.backward().unwrap();
-        // Every old pixel has a quarter of 64 new ones.
-        assert_eq!(flat(gradients.get(&x).unwrap()), [16.0; 4]);
+    fn the_mean_of_four_leaves_odd_edges_out() {
+        let x = ramp(2, 3, 5, 7);
+        let wanted = x.avg_pool2d(2).unwrap();
+        for (got, wanted) in flat(&mean_2x2(&x).unwrap()).iter().zip(flat(&wanted)) {
+            assert!((got - wanted).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let x = [gradient::noise(&[2, 2, 9, 8], 1)];
+        gradient::check(&x, |v| nearest_x2(&v[0]));
+        gradient::check(&x, |v| mean_2x2(&v[0]));
+        gradient::check(&x, |v| bilinear(&v[0], 5, 13));
+        let reduction = AntiAlias::for_factor(2, &Device::Cpu).unwrap();
+        gradient::check(&x, |v| reduction.forward(&v[0]));
     }
 }

@@ -414,33 +414,3 @@ pub(crate) unsafe fn accumulate<S: Simd, const ROWS: usize, const WIDE: usize>(
         }
     }
 }
-
-/// As [`accumulate`], of `depth` channels of one block as they lie in a map.
-///
-/// # Safety
-/// `a[r]` valid for a whole block each, `panel` for the slots of `depth` channels.
-#[inline(always)]
-pub(crate) unsafe fn accumulate_block<S: Simd, const ROWS: usize, const WIDE: usize>(
-    acc: &mut [[S::V; WIDE]; ROWS],
-    a: [*const f32; ROWS],
-    panel: *const f32,
-    depth: usize,
-) {
-    if S::PAIR == 1 {
-        // SAFETY: the caller's promises; channels are their own operands.
-        return unsafe { accumulate::<S, ROWS, WIDE>(acc, a, panel, depth) };
-    }
-    let mut operands = [[0f32; BLOCK]; ROWS];
-    for r in 0..ROWS {
-        for lane in (0..BLOCK).step_by(S::LANES) {
-            // SAFETY: a block to read, and room for its slots.
-            unsafe {
-                let slots = operands[r].as_mut_ptr().add(lane / S::PAIR);
-                S::store_operand(slots, S::load(a[r].add(lane)));
-            }
-        }
-    }
-    let rows = std::array::from_fn(|r| operands[r].as_ptr());
-    // SAFETY: the slots just written.
-    unsafe { accumulate::<S, ROWS, WIDE>(acc, rows, panel, depth.div_ceil(S::PAIR)) }
-}

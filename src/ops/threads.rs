@@ -3,8 +3,8 @@
 use super::blocked::Buffer;
 use super::simd::Isa;
 use rayon::prelude::*;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// A pool of worker threads with the scratch memory of each, and the instruction set they run.
@@ -12,8 +12,11 @@ use std::time::Instant;
 /// Run a whole frame inside [`Workers::install`]: then a layer costs no hand-over between pools.
 #[derive(Debug)]
 pub struct Workers {
-    pool: rayon::ThreadPool,
+    /// None for one thread, which is the caller's: there is nothing to share, wait for or hand over.
+    pool: Option<rayon::ThreadPool>,
     scratch: Vec<Mutex<Buffer>>,
+    /// What all threads read, for as long as a layer takes.
+    shared: Mutex<Buffer>,
     /// What the kernels are run on.
     pub isa: Isa,
     /// Times layers when asked to.
@@ -37,13 +40,14 @@ impl Workers {
         let threads = threads.max(1);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
-            .thread_name(|i| format!("infer-{i}"))
-            .build()?;
+            .thread_name(|i| format!("infer-{i}"));
+        let pool = (threads > 1).then(|| pool.build()).transpose()?;
         let scratch = (0..threads).map(|_| Mutex::default()).collect();
         let isa = if isa.runs_here() { isa } else { Isa::Portable };
         Ok(Self {
             pool,
             scratch,
+            shared: Mutex::default(),
             isa,
             meter: Meter::default(),
         })
@@ -56,15 +60,20 @@ impl Workers {
 
     /// Runs `work` on the pool and waits for it.
     pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.pool.install(work)
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
     }
 
     /// Runs `job` for 0..`jobs` on all threads and waits.
     pub fn each(&self, jobs: usize, job: impl Fn(usize) + Sync + Send) {
-        if jobs == 1 {
-            return job(0);
+        match &self.pool {
+            Some(pool) if jobs > 1 => {
+                pool.install(|| (0..jobs).into_par_iter().with_max_len(1).for_each(job));
+            }
+            _ => (0..jobs).for_each(job),
         }
-        self.install(|| (0..jobs).into_par_iter().with_max_len(1).for_each(job));
     }
 
     /// Runs `job` for each row of `width` values, with its number.
@@ -74,9 +83,13 @@ impl Workers {
         width: usize,
         job: impl Fn(usize, &mut [T]) + Sync + Send,
     ) {
+        let Some(pool) = &self.pool else {
+            let rows = values.chunks_mut(width.max(1)).enumerate();
+            return rows.for_each(|(y, row)| job(y, row));
+        };
         let rows = values.len().div_ceil(width.max(1));
         let run = rows.div_ceil(4 * self.threads()).max(1);
-        self.install(|| {
+        pool.install(|| {
             values
                 .par_chunks_mut(run * width)
                 .enumerate()
@@ -97,15 +110,23 @@ impl Workers {
     ) {
         self.each(jobs, |index| {
             let worker = rayon::current_thread_index().unwrap_or(0) % self.scratch.len();
-            let mut scratch = match self.scratch[worker].lock() {
-                Ok(guard) => guard,
-                // A job that panicked leaves garbage, which is what scratch holds anyway.
-                Err(poisoned) => poisoned.into_inner(),
-            };
+            let mut scratch = locked(&self.scratch[worker]);
             scratch.grow(len);
             job(index, &mut scratch[..len]);
         });
     }
+
+    /// Runs `work` with `len` values of scratch memory, of any content, that its jobs may share.
+    pub(crate) fn with_shared_scratch(&self, len: usize, work: impl FnOnce(&mut [f32])) {
+        let mut scratch = locked(&self.shared);
+        scratch.grow(len);
+        work(&mut scratch[..len]);
+    }
+}
+
+fn locked(scratch: &Mutex<Buffer>) -> MutexGuard<'_, Buffer> {
+    // A job that panicked leaves garbage, which is what scratch holds anyway.
+    scratch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Times the layers of a network, for the benchmark; does nothing until switched on.

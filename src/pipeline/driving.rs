@@ -97,6 +97,16 @@ pub(super) struct Views {
     pub(super) cut: bool,
 }
 
+impl Views {
+    /// What each driver's pose is: what is known, or what `find` finds in the pictures.
+    pub(super) fn keypoints(&self, find: impl FnMut(&RgbaImage) -> Keypoints) -> Vec<Keypoints> {
+        match &self.pose {
+            Some(pose) => vec![pose.clone()],
+            None => self.pictures.iter().map(find).collect(),
+        }
+    }
+}
+
 /// A clip and who is followed in it, or a take.
 pub(super) struct Driving {
     source: Source,

@@ -11,5 +11,6 @@ pub mod queue;
 mod refine;
 mod rungs;
 pub mod slot;
+mod stream;
 pub mod tuning;
 pub mod weights;

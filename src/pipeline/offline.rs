@@ -1,13 +1,10 @@
 //! A photo and a clip to a file: ordered, bounded, every frame.
 //!
-//! Three threads: `decode` reads the clip, the caller runs the networks, `encode` composes and writes.
-//! Between them are channels of a few frames whose buffers go round, so memory does not depend on the
-//! clip's length. The compositor lives on the encoding thread alone.
+//! `stream` is the part that lasts: frames through the threads of a job.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 
 use image::RgbaImage;
@@ -16,12 +13,12 @@ use super::cast::{Cast, cast};
 pub use super::cast::{Faces, Role, Selection};
 pub use super::driving::Window;
 use super::driving::{Driving, Source, Views};
-use crate::animate::{Animator, BestFrame, Smoother, take};
+use super::stream::{Compose, Smooth, stream};
+use crate::animate::{Animator, BestFrame, take};
 use crate::faces::{self, Enhancement, Enhancer};
 use crate::frame::Prediction;
 use crate::gpu::{self, Compositor, PasteSettings};
-use crate::media::{self, FrameSink, Provenance, Signer, WriteOptions};
-use crate::model::Keypoints;
+use crate::media::{self, Provenance, Signer, WriteOptions};
 
 /// What to animate, by what, into what.
 #[derive(Clone, Debug)]
@@ -58,7 +55,7 @@ pub struct Job {
     pub enhancement: Option<Enhancement>,
     /// Who composes.
     pub compositor: gpu::Choice,
-    /// Frames on their way between two threads.
+    /// Frames beside each other, as far as the networks have threads for them.
     pub batch: usize,
 }
 
@@ -91,7 +88,8 @@ pub struct Report {
     pub outputs: Vec<PathBuf>,
     /// Who composed.
     pub compositor: String,
-    /// Seconds of wall time of each stage; decoding and encoding run beside the networks.
+    /// Seconds of wall time of each stage; decoding and encoding run beside the networks, and frames
+    /// beside each other: their stages are added up.
     pub seconds: Stages,
 }
 
@@ -152,7 +150,7 @@ pub enum Error {
     },
     /// The face enhancement.
     #[error(transparent)]
-    Enhancer(Box<faces::EnhanceError>),
+    Enhancer(#[from] faces::EnhanceError),
     /// A take that drives.
     #[error(transparent)]
     Take(#[from] take::Error),
@@ -190,12 +188,6 @@ pub enum Error {
     },
 }
 
-impl From<faces::EnhanceError> for Error {
-    fn from(error: faces::EnhanceError) -> Self {
-        Self::Enhancer(Box::new(error))
-    }
-}
-
 /// Runs a job. `progress` is called after each frame; `cancel` stops at the next one and leaves nothing.
 ///
 /// # Errors
@@ -224,9 +216,13 @@ pub fn preview(job: &Job, animator: &mut Animator, number: u64) -> Result<RgbaIm
     } = open(job)?;
     let mut driving = Driving::new(source, job, cast.drivers(), animator)?;
     let mut compositor = set_up(job, &photo, cast, animator, enhancer.as_ref())?;
-    let first = keypoints(animator, &driving.glimpse(0)?);
+    let first = driving
+        .glimpse(0)?
+        .keypoints(|picture| animator.keypoints(picture));
     animator.set_references(&first);
-    let there = keypoints(animator, &driving.glimpse(number)?);
+    let there = driving
+        .glimpse(number)?
+        .keypoints(|picture| animator.keypoints(picture));
     let mut predictions = animator.animate_by(&there).to_vec();
     enhance(&mut enhancer, &mut predictions)?;
     Ok(compositor.composite(&predictions, &job.paste)?.clone())
@@ -300,7 +296,7 @@ impl Opened<'_> {
             ReferenceFrame::Number(0) => {}
             ReferenceFrame::Number(number) => {
                 let views = driving.frame(number)?;
-                let keypoints = keypoints(animator, &views);
+                let keypoints = views.keypoints(|picture| animator.keypoints(picture));
                 animator.set_references(&keypoints);
             }
             ReferenceFrame::Best => {
@@ -405,7 +401,10 @@ fn provenance(job: &Job) -> Result<Option<Provenance>, Error> {
 }
 
 /// Enhances every face, if that is asked for.
-fn enhance(enhancer: &mut Option<Enhancer>, faces: &mut [Prediction]) -> Result<(), Error> {
+pub(super) fn enhance(
+    enhancer: &mut Option<Enhancer>,
+    faces: &mut [Prediction],
+) -> Result<(), Error> {
     for face in faces {
         if let Some(enhancer) = enhancer {
             enhancer.enhance(face)?;
@@ -416,17 +415,6 @@ fn enhance(enhancer: &mut Option<Enhancer>, faces: &mut [Prediction]) -> Result<
 
 fn inputs(job: &Job) -> Vec<PathBuf> {
     vec![job.photo.clone(), job.clip.clone()]
-}
-
-/// What each driver's pose is in a frame.
-fn keypoints(animator: &mut Animator, views: &Views) -> Vec<Keypoints> {
-    if let Some(pose) = &views.pose {
-        return vec![pose.clone()];
-    }
-    let pictures = views.pictures.iter();
-    pictures
-        .map(|picture| animator.keypoints(picture))
-        .collect()
 }
 
 fn search(
@@ -443,7 +431,7 @@ fn search(
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
-        let keypoints = keypoints(animator, &views);
+        let keypoints = views.keypoints(|picture| animator.keypoints(picture));
         animator.consider(&mut found, &keypoints);
         done += 1;
         progress(Progress {
@@ -453,160 +441,4 @@ fn search(
         });
     }
     Ok(found)
-}
-
-/// What the encoding thread owns.
-struct Compose {
-    enhancer: Option<Enhancer>,
-    compositor: Compositor,
-    sink: Box<dyn FrameSink>,
-    paste: PasteSettings,
-}
-
-/// How much the driver is smoothed, and how many frames a second of the clip's there are.
-#[derive(Clone, Copy)]
-struct Smooth {
-    amount: f32,
-    fps: f64,
-}
-
-/// What a stream of frames took.
-#[derive(Default)]
-struct Streamed {
-    frames: u64,
-    seconds: Stages,
-}
-
-/// Reads, animates and writes until the clip ends; gives back the sink to be finished.
-fn stream(
-    driving: Driving,
-    animator: &mut Animator,
-    compose: Compose,
-    smooth: Smooth,
-    ahead: usize,
-    mut progress: impl FnMut(u64),
-    cancel: &AtomicBool,
-) -> Result<(Compose, Streamed), Error> {
-    std::thread::scope(|scope| {
-        // Buffers go round: what is spent comes back, so that frames cost no allocation.
-        let (frames_out, frames) = sync_channel(ahead);
-        let (spent_frames, reuse_frames) = sync_channel(ahead + 2);
-        let (predictions_out, predictions) = sync_channel(ahead);
-        let (spent_predictions, reuse_predictions) = sync_channel(ahead + 2);
-        let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let unstarted = |name| {
-            move |e: std::io::Error| Error::Thread {
-                name,
-                why: e.to_string(),
-            }
-        };
-        let decoder = named("decode")
-            .spawn_scoped(scope, move || decode(driving, &frames_out, &reuse_frames))
-            .map_err(unstarted("decode"))?;
-        let encoder = named("encode")
-            .spawn_scoped(scope, move || {
-                encode(compose, &predictions, &spent_predictions)
-            })
-            .map_err(unstarted("encode"))?;
-
-        let mut streamed = Streamed::default();
-        let mut smoothers: Vec<Smoother> = Vec::new();
-        // The drivers' poses when they were seen last.
-        let mut before: Vec<Keypoints> = Vec::new();
-        let mut cancelled = false;
-        // The receiver ends with the loop, which stops the decoder wherever it is.
-        for views in frames {
-            cancelled = cancel.load(Ordering::Relaxed);
-            if cancelled {
-                break;
-            }
-            let seconds = &mut streamed.seconds;
-            let mut keypoints = timed(&mut seconds.keypoints, || keypoints(animator, &views));
-            if views.appeared {
-                animator.driver_appeared();
-                smoothers.clear();
-            }
-            if views.cut {
-                animator.cut(&before, &keypoints);
-                smoothers.clear();
-            }
-            if views.found {
-                before.clone_from(&keypoints);
-            }
-            smoothers.resize_with(keypoints.len(), Smoother::default);
-            let at = streamed.frames as f64 / smooth.fps;
-            for (keypoints, smoother) in keypoints.iter_mut().zip(&mut smoothers) {
-                smoother.smooth(keypoints, smooth.amount, at);
-            }
-            // A full channel drops the buffer, which costs an allocation and nothing else.
-            let _ = spent_frames.try_send(views);
-            timed(&mut seconds.generate, || {
-                animator.animate_by(&keypoints);
-            });
-            let made = animator.take(reuse_predictions.try_recv().unwrap_or_default());
-            if predictions_out.send(made).is_err() {
-                // The encoder has failed and says why when it is joined.
-                break;
-            }
-            streamed.frames += 1;
-            progress(streamed.frames);
-        }
-        drop(predictions_out);
-        let died = |name| {
-            move |_| Error::Thread {
-                name,
-                why: "it panicked".to_owned(),
-            }
-        };
-        let (compose, [enhancing, composing, encoding]) =
-            encoder.join().map_err(died("encode"))??;
-        streamed.seconds.decode = decoder.join().map_err(died("decode"))??;
-        (streamed.seconds.compose, streamed.seconds.encode) = (composing, encoding);
-        streamed.seconds.enhance = enhancing;
-        if cancelled {
-            Err(Error::Cancelled)
-        } else {
-            Ok((compose, streamed))
-        }
-    })
-}
-
-/// The decoding thread: gives the seconds it waited for pictures.
-fn decode(
-    mut driving: Driving,
-    frames: &SyncSender<Views>,
-    spent: &Receiver<Views>,
-) -> Result<f64, Error> {
-    let mut seconds = 0.0;
-    loop {
-        let mut views = spent.try_recv().unwrap_or_default();
-        if !timed(&mut seconds, || driving.read(&mut views))? || frames.send(views).is_err() {
-            return Ok(seconds);
-        }
-    }
-}
-
-/// The encoding thread: gives back what it owns, and the seconds of enhancing, composing and writing.
-fn encode(
-    mut compose: Compose,
-    predictions: &Receiver<Vec<Prediction>>,
-    spent: &SyncSender<Vec<Prediction>>,
-) -> Result<(Compose, [f64; 3]), Error> {
-    let [mut enhancing, mut composing, mut writing] = [0.0; 3];
-    for mut made in predictions {
-        timed(&mut enhancing, || enhance(&mut compose.enhancer, &mut made))?;
-        let picture = timed(&mut composing, || {
-            compose.compositor.composite(&made, &compose.paste)
-        })?;
-        timed(&mut writing, || compose.sink.write(picture))?;
-        let _ = spent.try_send(made);
-    }
-    Ok((compose, [enhancing, composing, writing]))
-}
-
-fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
-    let result = work();
-    *seconds += start.elapsed().as_secs_f64();
-    result
 }

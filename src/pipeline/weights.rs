@@ -11,7 +11,6 @@ use crate::checkpoint::download::{self, Patience};
 use crate::checkpoint::manifest::{Kind, Model};
 use crate::checkpoint::store::{self, Progress, Receipt, Step, Store, Tell};
 use crate::checkpoint::{self, Checkpoint};
-use crate::faces;
 use crate::model::S3fd;
 
 /// Files that are looked at in a folder of copies.
@@ -51,7 +50,7 @@ pub enum Error {
         /// The model.
         name: String,
         /// What is wrong.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Box<load::Error>,
     },
     /// A file that is no model of the manifest.
     #[error(
@@ -189,13 +188,6 @@ fn install(
         },
     };
     let (checkpoint, config) = open(model, file).map_err(unusable)?;
-    if model.kind == Kind::Enhancer {
-        let fits = faces::check_restorer(&checkpoint);
-        fits.map_err(|error| Error::Unusable {
-            name: model.name.clone(),
-            source: Box::new(error),
-        })?;
-    }
     let path = store.path(model);
     let save = |half| {
         let tensors = &checkpoint.tensors;

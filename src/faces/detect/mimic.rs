@@ -34,9 +34,8 @@ const OVERLAP: f32 = 0.4;
 pub(in crate::faces) struct Mimic(FaceDetector);
 
 impl Mimic {
-    pub(in crate::faces) fn new() -> Result<Self, Error> {
+    pub(in crate::faces) fn new(threads: usize) -> Result<Self, Error> {
         let checkpoint = checkpoint::embedded_face_detector()?;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let network = FaceDetector::new(&checkpoint.tensors, Workers::new(threads)?)?;
         Ok(Self(network))
     }

@@ -90,7 +90,8 @@ impl Detector {
     /// # Errors
     /// When the system gives no threads.
     pub fn embedded() -> Result<Self, Error> {
-        Ok(Self(Network::Mimic(Box::new(Mimic::new()?))))
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self(Network::Mimic(Box::new(Mimic::new(threads)?))))
     }
 
     /// S3FD from PyTorch's or Paddle's weights.

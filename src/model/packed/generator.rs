@@ -1,5 +1,7 @@
 //! The occlusion-aware generator of the packed engine (paper section 3.2).
 
+use std::sync::Arc;
+
 use super::keypoints::position;
 use super::layers::{Chain, DepthwiseLayer, Layer, Map, Stage, Step, Way, Weights};
 use super::motion::{DenseMotion, Flow};
@@ -24,7 +26,7 @@ pub(super) struct SourceFeatures {
 }
 
 /// The generator with its maps.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Generator {
     motion: DenseMotion,
     first: Vec<Layer>,
@@ -223,7 +225,7 @@ fn resized(flow: &[Flow], from: Size, to: Size, y: usize, x: usize) -> Flow {
 
 /// A residual block. Its opening batch norm and relu are applied by whoever writes the stream before
 /// it, its input is therefore the activated copy.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct ResBlock {
     scale: Buffer,
     shift: Buffer,
@@ -303,10 +305,10 @@ impl ResBlock {
 }
 
 /// The last layers: 7x7 to three channels, or in the mobile form three of 3x3.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Last {
     before: Chain<Layer>,
-    thin: Thin,
+    thin: Arc<Thin>,
     size: Size,
     flops: usize,
 }
@@ -329,9 +331,10 @@ impl Last {
             .map(|name| Layer::plain(&weights.at(name), channels, spec(true), input))
             .collect::<candle_core::Result<_>>()?;
         let (weight, bias) = last.conv(config.num_channels, channels * kernel * kernel)?;
+        let thin = Thin::new(spec(false), &weight, &bias, &input.channels, weights.isa);
         Ok(Self {
             before: Chain::new(before),
-            thin: Thin::new(spec(false), &weight, &bias, &input.channels, weights.isa),
+            thin: Arc::new(thin),
             size: input.size,
             flops: 2 * weight.len() * input.size.pixels(),
         })

@@ -9,7 +9,7 @@ use crate::ops::blocked::{Buffer, Channels, Size};
 use crate::ops::threads::Workers;
 
 /// Encoder, decoder and the maps between them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Hourglass {
     down: Vec<Step>,
     up: Vec<Step>,

@@ -11,7 +11,7 @@ use crate::ops::conv::Spec;
 use crate::ops::threads::Workers;
 
 /// Finds the keypoints of one picture.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct KeypointDetector {
     reduction: Reduction,
     hourglass: Hourglass,

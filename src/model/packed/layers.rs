@@ -1,6 +1,7 @@
 //! Layers of the packed engine, built from a checkpoint's tensors: batch norm folded, weights packed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
@@ -140,7 +141,7 @@ pub(super) trait Stage {
 }
 
 /// Stages behind each other, with the map that each gave last.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Chain<S>(Vec<(S, Buffer)>);
 
 impl<S: Stage> Chain<S> {
@@ -173,11 +174,11 @@ impl<S: Stage> Chain<S> {
     }
 }
 
-/// A convolution of the network with its place, so that the benchmark can name it.
-#[derive(Debug)]
+/// A convolution of the network with its place, so that the benchmark can name it. Clones share weights.
+#[derive(Clone, Debug)]
 pub(super) struct Layer {
     name: String,
-    conv: Conv,
+    conv: Arc<Conv>,
     /// Of the input.
     size: Size,
     out: Channels,
@@ -196,7 +197,7 @@ impl Layer {
         let flops = 2 * weight.len() * conv.output_size(input.size, false).pixels();
         Self {
             name: weights.prefix.clone(),
-            conv,
+            conv: Arc::new(conv),
             size: input.size,
             out: Channels::new(bias.len()),
             flops,
@@ -275,11 +276,11 @@ impl Stage for Layer {
     }
 }
 
-/// A depthwise convolution with its batch norm folded in, and the map it gave last.
-#[derive(Debug)]
+/// A depthwise convolution with its batch norm folded in, and the map it gave last. Clones share weights.
+#[derive(Clone, Debug)]
 pub(super) struct DepthwiseLayer {
     name: String,
-    conv: Depthwise,
+    conv: Arc<Depthwise>,
     size: Size,
     out: Map,
     flops: usize,
@@ -303,7 +304,7 @@ impl DepthwiseLayer {
         };
         Ok(Self {
             name,
-            conv,
+            conv: Arc::new(conv),
             size: input.size,
             flops: 2 * weight.len() * out.size.pixels(),
             map: Buffer::zeroed(out.len()),
@@ -330,7 +331,7 @@ pub(super) enum Way {
 
 /// The step of an encoder or decoder: convolution, batch norm, relu, with pooling after it or nearest
 /// x2 before it; in the mobile form a depthwise and a 1x1 convolution.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Step {
     depthwise: Option<DepthwiseLayer>,
     layer: Layer,
@@ -396,7 +397,7 @@ impl Stage for Step {
 
 /// The last layers of a network with what they gave: one 7x7 convolution for all that read the same
 /// features, or in the mobile form three of 3x3 for each.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Heads {
     chains: Vec<Chain<Layer>>,
     /// For each head, its chain and its first channel there.

@@ -70,6 +70,20 @@ impl Engine {
         })
     }
 
+    /// The same networks on threads of their own, for frames beside each other: with maps of their own,
+    /// the weights shared.
+    ///
+    /// # Errors
+    /// When the system refuses to start a thread.
+    pub fn beside(&self, threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
+        Ok(Self {
+            config: self.config.clone(),
+            workers: Workers::with_isa(threads, self.workers.isa)?,
+            keypoint_detector: self.keypoint_detector.clone(),
+            generator: self.generator.clone(),
+        })
+    }
+
     /// The model's shape.
     pub fn config(&self) -> &ModelConfig {
         &self.config

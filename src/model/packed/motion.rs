@@ -24,7 +24,7 @@ pub(super) struct Flow {
 }
 
 /// The dense motion network with the flow it last gave.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct DenseMotion {
     reduction: Reduction,
     hourglass: Hourglass,

@@ -7,7 +7,7 @@ use crate::ops::threads::Workers;
 /// The reduction by 1 / n before a network: `AntiAliasInterpolation2d`, every n-th pixel of the
 /// picture under a gaussian. The gaussian is separable, so rows are filtered first (and only the
 /// columns that are kept), then columns.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Reduction {
     side: usize,
     factor: usize,

@@ -356,7 +356,7 @@ fn faces_can_be_enhanced_once_there_are_weights() {
     let mut harness = window(config.path());
     let switch = harness.get_by_label("Sharper faces");
     assert!(switch.accesskit_node().is_disabled());
-    harness.get_by_label_contains("Needs weights of GPEN or GFPGAN");
+    harness.get_by_label_contains("Needs GPEN or GFPGAN");
     harness.get_by_label("Choose weights…");
     // A restorer's weights are no model to animate with.
     let weights = config.path().join("GPEN-BFR-512.pth");

@@ -52,8 +52,9 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ),
 ];
 
-/// Where `unsafe` may be written: the kernels, and the memory map of a weights file.
-const UNSAFE: &[&str] = &["ops", "checkpoint"];
+/// Where `unsafe` may be written: the kernels, the memory map of a weights file, and the environment before
+/// any thread runs.
+const UNSAFE: &[&str] = &["ops", "checkpoint", "main"];
 
 /// Only these talk to standard output.
 const PRINTERS: &[&str] = &["cli", "main"];

@@ -199,7 +199,7 @@ fn an_unknown_key_is_named_with_the_nearest_known() {
     }
     let complaint = changed(
         PADDLE,
-        &["dataset.train.transforms.0.name=PairedRandomFlip"],
+        &["dataset.train.transforms.0.name=PairedRandomHorizontlFlip"],
     )
     .unwrap_err();
     assert!(

@@ -58,6 +58,7 @@ fn the_window_opens_moves_answers_and_remembers() {
     });
 
     answers(&screen);
+    screen.drag(end(RAIL[0] + 8), end(RAIL[0] + RAIL[2] - 2));
 
     // Without a window manager nobody gives the window the keyboard.
     screen.hand(&["search", "--name", "mimic", "windowfocus"]);
@@ -256,8 +257,9 @@ fn answers(screen: &Screen) {
         let there = RAIL[0] + if times.len() % 2 == 0 { 60 } else { 200 };
         let handle = [there - 3, RAIL[1] + RAIL[3] / 2 - 3, 6, 6];
         let before = screen.area(handle);
-        screen.hand(&["mousemove", &there.to_string(), &y, "click", "1"]);
+        // xdotool's own start is counted, too.
         let asked = Instant::now();
+        let mut hand = screen.start_hand(&["mousemove", &there.to_string(), &y, "click", "1"]);
         while difference(&screen.area(handle), &before) < 5.0 {
             assert!(
                 asked.elapsed() < Duration::from_secs(20),
@@ -266,6 +268,7 @@ fn answers(screen: &Screen) {
             std::thread::sleep(Duration::from_millis(1));
         }
         times.push(asked.elapsed().as_secs_f64() * 1000.0);
+        assert!(hand.wait().unwrap().success());
         std::thread::sleep(Duration::from_millis(50));
     }
     eprintln!("the slider answered after {times:.0?} ms");

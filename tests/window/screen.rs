@@ -108,13 +108,18 @@ impl Screen {
 
     /// Mouse and keyboard, as xdotool has them.
     pub(crate) fn hand(&self, arguments: &[&str]) {
-        let status = Command::new("xdotool")
+        let status = self.start_hand(arguments).wait().unwrap();
+        assert!(status.success(), "xdotool {arguments:?}");
+    }
+
+    /// As [`Self::hand`], which is not waited for: it rests for a tenth of a second after each click.
+    pub(crate) fn start_hand(&self, arguments: &[&str]) -> Child {
+        let hand = Command::new("xdotool")
             .args(arguments)
             .env("DISPLAY", &self.display)
             .stdout(Stdio::null())
-            .status();
-        let status = status.expect("xdotool is installed by scripts/packages.sh");
-        assert!(status.success(), "xdotool {arguments:?}");
+            .spawn();
+        hand.expect("xdotool is installed by scripts/packages.sh")
     }
 
     /// Presses here and lets go there.

@@ -81,6 +81,7 @@ fn a_photo_deleted_while_it_is_in_the_reel_stays_until_the_end() {
     harness.run_steps(3);
     let app = harness.state();
     assert_eq!(app.stage.photo(), app.reel.current().map(|photo| photo.id));
+    harness.state_mut().remember(true);
     drop(harness);
     // And with the next start it is said.
     let mut harness = window(config.path());

@@ -47,6 +47,7 @@ missing() { # what to call it, its Debian packages, its brew formulas
 
 on_path ffmpeg && on_path ffprobe || missing ffmpeg ffmpeg ffmpeg
 on_path cc || missing 'a C compiler (cc)' 'gcc libc6-dev' ''
+on_path c++ || missing 'a C++ compiler (c++, for tests)' g++ ''
 vulkan || missing "a Vulkan driver (Mesa's lavapipe)" mesa-vulkan-drivers ''
 if linux; then
     libclang || missing libclang libclang-dev ''

@@ -6,7 +6,8 @@
 //! side with fewer channels is unfolded. Sums are taken in an order that depends on the sizes alone,
 //! so that a run can be repeated to the last bit on any number of threads.
 //!
-//! Elsewhere (graphics cards, half precision) candle's own are used.
+//! Elsewhere (graphics cards, half precision) candle's own are used, but for one kernel for each channel, which candle
+//! would do channel by channel; inference has ops of its own there ([`super::fused`]).
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
@@ -31,7 +32,11 @@ pub fn conv2d(
         && padding < weight.dim(3)?
         && (groups == 1 || (groups == x.dim(1)? && stride == 1 && weight.dim(0)? == groups));
     if !own {
-        let y = x.conv2d(weight, padding, stride, 1, groups)?;
+        let y = if groups > 1 && groups == x.dim(1)? && stride == 1 && weight.dim(0)? == groups {
+            by_taps(x, weight, padding)?
+        } else {
+            x.conv2d(weight, padding, stride, 1, groups)?
+        };
         return match bias {
             Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
             None => Ok(y),
@@ -55,6 +60,41 @@ pub fn conv2d(
         bail!("conv2d: a bias {:?} for {c_out} outputs", bias.dims());
     }
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias, op)
+}
+
+/// One kernel for each channel, tap by tap: of ops that every device has, with their gradients.
+fn by_taps(x: &Tensor, weight: &Tensor, padding: usize) -> Result<Tensor> {
+    let (_, c, _, _) = x.dims4()?;
+    let (_, _, kh, kw) = weight.dims4()?;
+    let x = x.pad_with_zeros(2, padding, padding)?;
+    let x = x.pad_with_zeros(3, padding, padding)?;
+    let (_, _, h, w) = x.dims4()?;
+    if kh == 0 || kw == 0 || h < kh || w < kw {
+        bail!(
+            "conv2d: a weight {:?} does not fit an input {:?}",
+            weight.dims(),
+            x.dims()
+        );
+    }
+    let mut sum: Option<Tensor> = None;
+    for (row, column) in (0..kh).flat_map(|row| (0..kw).map(move |column| (row, column))) {
+        let tap = weight
+            .narrow(2, row, 1)?
+            .narrow(3, column, 1)?
+            .reshape((1, c, 1, 1))?;
+        let seen = x
+            .narrow(2, row, h - kh + 1)?
+            .narrow(3, column, w - kw + 1)?;
+        let part = seen.broadcast_mul(&tap)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + part)?,
+            None => part,
+        });
+    }
+    match sum {
+        Some(sum) => Ok(sum),
+        None => bail!("conv2d: a kernel without taps"),
+    }
 }
 
 struct Conv2d {
@@ -315,6 +355,15 @@ mod tests {
             let scale = gradient::distance(&wanted, &wanted.zeros_like().unwrap());
             assert!(gradient::distance(&got, &wanted) < 1e-4 * scale);
         }
+    }
+
+    #[test]
+    fn one_kernel_for_each_channel_tap_by_tap_is_the_same() {
+        let (x, weight) = (random(&[2, 3, 6, 5], 1), random(&[3, 1, 3, 3], 2));
+        let wanted = conv2d(&x, &weight, None, 1, 1, 3).unwrap();
+        assert!(gradient::distance(&by_taps(&x, &weight, 1).unwrap(), &wanted) < 1e-12);
+        gradient::check(&[x.clone(), weight], |v| by_taps(&v[0], &v[1], 1));
+        assert!(by_taps(&x, &random(&[3, 1, 9, 9], 2), 1).is_err());
     }
 
     #[test]

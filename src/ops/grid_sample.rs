@@ -1,12 +1,19 @@
 //! Bilinear sampling of a picture at arbitrary places (spatial transformer networks, equation 5).
 //!
 //! candle has no such op. This is the plain CPU version in f32 and f64 with both gradients, the
-//! definition that faster versions are tested against.
+//! definition that faster versions are tested against; on CUDA the kernels of `shaders/cuda/grid_sample.cu`, elsewhere
+//! candle's own ops put together.
+
+use std::borrow::Cow;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
+use super::fused::{self, Fused, Launch, Params, flags};
 use super::unfold::part;
+
+/// Channels of one thread of the kernel; as in `shaders/cuda/grid_sample.cu`.
+const SHARE: usize = 8;
 
 /// What is seen outside the picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +27,8 @@ pub enum Padding {
 /// Samples `input` (b, c, h, w) at `grid` (b, ho, wo, 2), giving (b, c, ho, wo).
 ///
 /// The grid holds (x, y) in -1..1. With `align_corners` -1 and 1 are the centres of the outermost
-/// pixels, without it their outer edges. An `input` of batch 1 serves every grid of the batch.
+/// pixels, without it their outer edges. An `input` of batch 1 serves every grid of the batch. An input
+/// of half precision has a grid of f32, and no gradient.
 pub fn grid_sample(
     input: &Tensor,
     grid: &Tensor,
@@ -36,16 +44,150 @@ pub fn grid_sample(
             input.dims()
         );
     }
-    let op = GridSample {
-        padding,
-        align_corners,
-    };
+    let op = GridSample::new(padding, align_corners);
+    if fused::fuses(input) && !grid.track_op() {
+        let launch = op.launch(input.dims(), grid.dims(), input.dtype())?;
+        let plain = plain_sample;
+        return Fused { launch, plain }.run(&[input, &grid.to_dtype(DType::F32)?]);
+    }
+    if !input.device().is_cpu()
+        && !input.device().is_cuda()
+        && op == GridSample::new(Padding::Zeros, true)
+    {
+        return composed(input, grid);
+    }
     input.contiguous()?.apply_op2(&grid.contiguous()?, op)
 }
 
-struct GridSample {
+/// Zeros outside, corners aligned, of candle's own ops: for devices that have no kernel of ours.
+fn composed(input: &Tensor, grid: &Tensor) -> Result<Tensor> {
+    let (batch, c, h, w) = input.dims4()?;
+    let (b, ho, wo, _) = grid.dims4()?;
+    let pixels = input.contiguous()?.reshape((batch, c, h * w))?;
+    let pixels = pixels.broadcast_as((b, c, h * w))?.contiguous()?;
+    let along = |i: usize, size: usize| -> Result<Tensor> {
+        let half = (size as f64 - 1.0) / 2.0;
+        let place = grid
+            .narrow(3, i, 1)?
+            .reshape((b, ho * wo))?
+            .affine(half, half)?;
+        // Farther outside nothing is to be seen, and a place must be countable.
+        place.clamp(-2.0, size as f64 + 1.0)
+    };
+    let (x, y) = (along(0, w)?, along(1, h)?);
+    let (left, top) = (x.floor()?, y.floor()?);
+    let inside = |v: &Tensor, size: usize| -> Result<Tensor> {
+        let dtype = v.dtype();
+        v.ge(0.0)?.to_dtype(dtype)? * v.le(size as f64 - 1.0)?.to_dtype(dtype)?
+    };
+    let mut sum: Option<Tensor> = None;
+    for (column, row) in [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)] {
+        let (at_x, at_y) = ((&left + column)?, (&top + row)?);
+        let share = |place: &Tensor, at: &Tensor| (place - at)?.abs()?.affine(-1.0, 1.0);
+        let weight =
+            ((share(&x, &at_x)? * share(&y, &at_y)?)? * (inside(&at_x, w)? * inside(&at_y, h)?)?)?;
+        let at_x = at_x.clamp(0.0, w as f64 - 1.0)?;
+        let at = ((at_y.clamp(0.0, h as f64 - 1.0)? * w as f64)? + at_x)?;
+        let at = at.to_dtype(DType::U32)?.unsqueeze(1)?;
+        let seen = pixels.gather(&at.broadcast_as((b, c, ho * wo))?.contiguous()?, 2)?;
+        let part = seen.broadcast_mul(&weight.unsqueeze(1)?.to_dtype(seen.dtype())?)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + part)?,
+            None => part,
+        });
+    }
+    match sum {
+        Some(sum) => sum.reshape((b, c, ho, wo)),
+        None => bail!("grid_sample: nothing to add"),
+    }
+}
+
+/// What is sampled how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct GridSample {
     padding: Padding,
     align_corners: bool,
+}
+
+impl GridSample {
+    pub(super) fn new(padding: Padding, align_corners: bool) -> Self {
+        Self {
+            padding,
+            align_corners,
+        }
+    }
+
+    fn of(params: &Params) -> Self {
+        let reflects = params.has(flags::REFLECT);
+        let padding = if reflects {
+            Padding::Reflection
+        } else {
+            Padding::Zeros
+        };
+        Self::new(padding, params.has(flags::ALIGN))
+    }
+
+    fn flags(self) -> u32 {
+        let reflects = self.padding == Padding::Reflection;
+        (if reflects { flags::REFLECT } else { 0 })
+            | (if self.align_corners { flags::ALIGN } else { 0 })
+    }
+
+    /// The kernel for an input (batch, c, h, w) and a grid (b, ho, wo, 2).
+    pub(super) fn launch(self, input: &[usize], grid: &[usize], dtype: DType) -> Result<Launch> {
+        let &[batch, c, h, w] = input else {
+            bail!("grid_sample: an input {input:?}")
+        };
+        let &[b, ho, wo, _] = grid else {
+            bail!("grid_sample: a grid {grid:?}")
+        };
+        let threads = b * c.div_ceil(SHARE) * ho * wo;
+        let mut launch = Launch::new("grid_sample/grid_sample", dtype, threads, (b, c, ho, wo))?;
+        launch.params = Params {
+            outputs: b as u32,
+            flags: self.flags(),
+            ..launch.params.sized([batch, c, h, w], [ho, wo])
+        };
+        Ok(launch)
+    }
+
+    /// The gradient of the input, of a grid and the output's gradient.
+    pub(super) fn of_input(self, input: &[usize], grid: &[usize]) -> Result<Fused> {
+        let mut launch = self.launch(input, grid, DType::F32)?;
+        let p = &mut launch.params;
+        p.threads = p.outputs * p.channels * p.ho * p.wo;
+        (launch.kernel, launch.shape, launch.zeroed) = (
+            "grid_sample/grid_sample_of_input",
+            input.to_vec().into(),
+            true,
+        );
+        let plain = plain_of_input;
+        Ok(Fused { launch, plain })
+    }
+
+    /// The gradient of the grid, of input, grid and the output's gradient.
+    pub(super) fn of_grid(self, input: &[usize], grid: &[usize]) -> Result<Fused> {
+        let mut launch = self.launch(input, grid, DType::F32)?;
+        let p = &mut launch.params;
+        p.threads = p.outputs * p.ho * p.wo;
+        (launch.kernel, launch.shape) = ("grid_sample/grid_sample_of_grid", grid.to_vec().into());
+        let plain = plain_of_grid;
+        Ok(Fused { launch, plain })
+    }
+}
+
+pub(super) fn plain_sample(p: &Params, args: &[Cow<'_, [f32]>]) -> Vec<f32> {
+    GridSample::of(p).sample(&args[0], &args[1], Sizes::of(p))
+}
+
+fn plain_of_input(p: &Params, args: &[Cow<'_, [f32]>]) -> Vec<f32> {
+    let slopes = GridSample::of(p).all_slopes(&args[0], p.h as usize, p.w as usize);
+    gradient_of_input(&slopes, &args[1], Sizes::of(p))
+}
+
+fn plain_of_grid(p: &Params, args: &[Cow<'_, [f32]>]) -> Vec<f32> {
+    let slopes = GridSample::of(p).all_slopes(&args[1], p.h as usize, p.w as usize);
+    gradient_of_grid(&slopes, &args[0], &args[2], Sizes::of(p))
 }
 
 impl CustomOp2 for GridSample {
@@ -84,6 +226,19 @@ impl CustomOp2 for GridSample {
         Ok((storage, Shape::from((grids, c, ho, wo))))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        input: &candle_core::CudaStorage,
+        input_layout: &Layout,
+        grid: &candle_core::CudaStorage,
+        grid_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let dtype = candle_core::backend::BackendStorage::dtype(input);
+        let launch = self.launch(input_layout.dims(), grid_layout.dims(), dtype)?;
+        fused::launch(&launch, &[(input, input_layout), (grid, grid_layout)])
+    }
+
     fn bwd(
         &self,
         input: &Tensor,
@@ -91,6 +246,17 @@ impl CustomOp2 for GridSample {
         _sampled: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        if input.device().is_cuda() {
+            let (of_input, of_grid) = (input.dims(), grid.dims());
+            let of_input = input
+                .track_op()
+                .then(|| self.of_input(of_input, of_grid)?.run(&[grid, grad]));
+            let of_grid = grid.track_op().then(|| {
+                self.of_grid(input.dims(), grid.dims())?
+                    .run(&[input, grid, grad])
+            });
+            return Ok((of_input.transpose()?, of_grid.transpose()?));
+        }
         match input.dtype() {
             DType::F64 => self.backward::<f64>(input, grid, grad),
             _ => self.backward::<f32>(input, grid, grad),
@@ -106,6 +272,21 @@ struct Sizes {
     w: usize,
     grids: usize,
     out: usize,
+}
+
+impl Sizes {
+    fn of(p: &Params) -> Self {
+        let [batch, c, h, w, grids, ho, wo] =
+            [p.batch, p.channels, p.h, p.w, p.outputs, p.ho, p.wo].map(|v| v as usize);
+        Self {
+            batch,
+            c,
+            h,
+            w,
+            grids,
+            out: ho * wo,
+        }
+    }
 }
 
 /// The four pixels around a place, as offsets in a channel's plane, and their weights.
@@ -143,7 +324,7 @@ impl GridSample {
         output
     }
 
-    fn corners<T: WithDType>(&self, x: f64, y: f64, h: usize, w: usize) -> Corners<T> {
+    pub(super) fn corners<T: WithDType>(&self, x: f64, y: f64, h: usize, w: usize) -> Corners<T> {
         self.slopes(x, y, h, w)
             .map(|(at, [weight, ..])| (at, weight))
     }
@@ -203,61 +384,90 @@ impl GridSample {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (batch, c, h, w) = input.dims4()?;
         let (grids, ho, wo, _) = grid.dims4()?;
-        let (plane, out) = (h * w, ho * wo);
+        let size = Sizes {
+            batch,
+            c,
+            h,
+            w,
+            grids,
+            out: ho * wo,
+        };
         let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<T>();
         let (places, grads) = (flat(grid)?, flat(grad)?);
-        let slopes: Vec<Slopes<T>> = places
-            .par_chunks_exact(2)
-            .map(|xy| self.slopes(xy[0].to_f64(), xy[1].to_f64(), h, w))
-            .collect();
-        let zero = T::from_f64(0.0);
-
+        let slopes: Vec<Slopes<T>> = self.all_slopes(&places, h, w);
         let of_input = if input.track_op() {
-            let mut sums = vec![zero; batch * c * plane];
-            let planes = sums.par_chunks_mut(plane).enumerate();
-            planes.for_each(|(place, sums)| {
-                let (picture, channel) = (place / c, place % c);
-                let served = if batch == 1 {
-                    0..grids
-                } else {
-                    picture..picture + 1
-                };
-                for b in served {
-                    let grads = &grads[(b * c + channel) * out..][..out];
-                    for (grad, corners) in grads.iter().zip(&slopes[b * out..]) {
-                        for &(at, [weight, ..]) in corners {
-                            sums[at] += *grad * weight;
-                        }
-                    }
-                }
-            });
+            let sums = gradient_of_input(&slopes, &grads, size);
             Some(Tensor::from_vec(sums, input.shape(), input.device())?)
         } else {
             None
         };
         let of_grid = if grid.track_op() {
-            let pixels = flat(input)?;
-            let mut sums = vec![zero; grids * out * 2];
-            sums.par_chunks_mut(2)
-                .enumerate()
-                .for_each(|(place, sums)| {
-                    let (b, at_out) = (place / out, place % out);
-                    let picture = if batch == 1 { 0 } else { b };
-                    for channel in 0..c {
-                        let grad = grads[(b * c + channel) * out + at_out];
-                        let pixels = &pixels[(picture * c + channel) * plane..][..plane];
-                        for &(at, [_, by_x, by_y]) in &slopes[place] {
-                            sums[0] += grad * pixels[at] * by_x;
-                            sums[1] += grad * pixels[at] * by_y;
-                        }
-                    }
-                });
+            let sums = gradient_of_grid(&slopes, &flat(input)?, &grads, size);
             Some(Tensor::from_vec(sums, grid.shape(), grid.device())?)
         } else {
             None
         };
         Ok((of_input, of_grid))
     }
+
+    fn all_slopes<T: WithDType>(&self, places: &[T], h: usize, w: usize) -> Vec<Slopes<T>> {
+        places
+            .par_chunks_exact(2)
+            .map(|xy| self.slopes(xy[0].to_f64(), xy[1].to_f64(), h, w))
+            .collect()
+    }
+}
+
+/// What the output's gradients say of each pixel that was read.
+fn gradient_of_input<T: WithDType>(slopes: &[Slopes<T>], grads: &[T], size: Sizes) -> Vec<T> {
+    let Sizes { batch, c, out, .. } = size;
+    let plane = size.h * size.w;
+    let mut sums = vec![T::from_f64(0.0); batch * c * plane];
+    let planes = sums.par_chunks_mut(plane).enumerate();
+    planes.for_each(|(place, sums)| {
+        let (picture, channel) = (place / c, place % c);
+        let served = if batch == 1 {
+            0..size.grids
+        } else {
+            picture..picture + 1
+        };
+        for b in served {
+            let grads = &grads[(b * c + channel) * out..][..out];
+            for (grad, corners) in grads.iter().zip(&slopes[b * out..]) {
+                for &(at, [weight, ..]) in corners {
+                    sums[at] += *grad * weight;
+                }
+            }
+        }
+    });
+    sums
+}
+
+/// What they say of each place that was looked at.
+fn gradient_of_grid<T: WithDType>(
+    slopes: &[Slopes<T>],
+    pixels: &[T],
+    grads: &[T],
+    size: Sizes,
+) -> Vec<T> {
+    let Sizes { c, out, .. } = size;
+    let plane = size.h * size.w;
+    let mut sums = vec![T::from_f64(0.0); size.grids * out * 2];
+    sums.par_chunks_mut(2)
+        .enumerate()
+        .for_each(|(place, sums)| {
+            let (b, at_out) = (place / out, place % out);
+            let picture = if size.batch == 1 { 0 } else { b };
+            for channel in 0..c {
+                let grad = grads[(b * c + channel) * out + at_out];
+                let pixels = &pixels[(picture * c + channel) * plane..][..plane];
+                for &(at, [_, by_x, by_y]) in &slopes[place] {
+                    sums[0] += grad * pixels[at] * by_x;
+                    sums[1] += grad * pixels[at] * by_y;
+                }
+            }
+        });
+    sums
 }
 
 /// Mirrors a position into `low..=high`; gives also whether it goes forward there or back.
@@ -364,6 +574,25 @@ mod tests {
         // 17/6 -> 1/6.
         let wanted = [3.0, 2.75, 5.0, 2.0 + 0.25 * 3.0, 2.0 + 0.5];
         assert_close(&sample_at(&places, Padding::Reflection, false), &wanted);
+    }
+
+    #[test]
+    fn candles_ops_put_together_sample_the_same() {
+        let (input, grid) = (
+            gradient::noise(&[1, 3, 5, 4], 1),
+            gradient::noise(&[2, 6, 7, 2], 2),
+        );
+        let grid = (grid * 1.6).unwrap();
+        let wanted = grid_sample(&input, &grid, Padding::Zeros, true).unwrap();
+        assert!(gradient::distance(&composed(&input, &grid).unwrap(), &wanted) < 1e-12);
+        let far = Tensor::new(&[[[[1e30f64, 0.0], [f64::INFINITY, 0.5]]]], &Device::Cpu).unwrap();
+        let seen: Vec<f64> = composed(&input, &far)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap();
+        assert_eq!(seen, [0.0; 6]);
     }
 
     /// Bilinear sampling by its definition: the sum over all pixels of a product of two hats. For

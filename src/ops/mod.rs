@@ -1,7 +1,7 @@
 //! What candle lacks or does slowly.
 //!
 //! Two families. The ops of the candle networks take and give candle tensors and have gradients:
-//! [`conv2d`], [`grid_sample`], [`resample`], [`batch_norm`] and [`matrix`]. The ops of the CPU engine work on the packed layout of
+//! [`conv2d`], [`grid_sample`], [`resample`], [`batch_norm`] and [`matrix`]; [`fused`] has those of inference on a graphics card, which have none. The ops of the CPU engine work on the packed layout of
 //! [`blocked`]: [`conv`] chooses between minimal filtering and direct sums, beside it [`depthwise`], [`thin`],
 //! [`warp`] and [`activation`], on [`threads`] and the vector units of [`simd`].
 //!
@@ -24,6 +24,7 @@ pub mod conv2d;
 pub mod depthwise;
 mod direct;
 pub mod doubling;
+pub mod fused;
 #[cfg(test)]
 pub(crate) mod gradient;
 pub mod grid_sample;

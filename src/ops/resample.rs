@@ -7,11 +7,15 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, T
 use rayon::prelude::*;
 
 use super::conv2d::conv2d;
+use super::fused;
 use super::unfold::{Element, part};
 
 /// Doubles height and width of (b, c, h, w), repeating every pixel.
 pub fn nearest_x2(x: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
+    if fused::fuses(x) {
+        return fused::nearest_x2(x);
+    }
     if plain(x) {
         return x
             .contiguous()?
@@ -24,6 +28,9 @@ pub fn nearest_x2(x: &Tensor) -> Result<Tensor> {
 
 /// The mean of every 2x2 pixels of (b, c, h, w); a last odd row or column is left out.
 pub fn mean_2x2(x: &Tensor) -> Result<Tensor> {
+    if fused::fuses(x) {
+        return fused::mean_2x2(x);
+    }
     if plain(x) {
         return x.contiguous()?.apply_op1(Quads::Sum)?.affine(0.25, 0.0);
     }
@@ -146,7 +153,11 @@ impl AntiAlias {
             return Ok(x.clone());
         }
         let (b, c, h, w) = x.dims4()?;
-        let padding = self.kernel.dim(3)? / 2;
+        let side = self.kernel.dim(3)?;
+        if fused::fuses(x) {
+            return fused::reduce(x, &self.kernel.reshape((side, side))?, self.factor);
+        }
+        let padding = side / 2;
         let kernel = self.kernel.to_dtype(x.dtype())?;
         let x = x.reshape((b * c, 1, h, w))?;
         let small = conv2d(&x, &kernel, None, padding, self.factor, 1)?;

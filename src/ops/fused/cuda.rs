@@ -1,0 +1,128 @@
+//! The kernels on a card: their PTX, and how they are launched.
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop, ValidAsZeroBits,
+};
+use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Shape, bail};
+use half::{bf16, f16};
+
+use super::motion::KEYPOINT_THREADS;
+use super::{Launch, Params};
+
+/// Threads of a block, where each works for itself.
+const THREADS: u32 = 256;
+
+macro_rules! ptx {
+    ($($file:literal),*) => {
+        &[$(($file, include_str!(concat!(env!("OUT_DIR"), "/", $file, ".ptx")))),*]
+    };
+}
+
+/// The files of `shaders/cuda`, compiled.
+const PTX: &[(&str, &str)] = ptx!(
+    "convolution",
+    "grid_sample",
+    "keypoints",
+    "motion",
+    "pack",
+    "resample"
+);
+
+// SAFETY: a repr(C) struct of 32-bit numbers without padding, as the kernels declare it.
+unsafe impl DeviceRepr for Params {}
+
+/// See [`super::one_stream`].
+pub(super) fn one_stream(device: &Device) {
+    if let Ok(device) = device.as_cuda_device() {
+        // SAFETY: candle and the kernels here use the device's own stream and no other, and tensors do not cross between devices;
+        // what reads and what frees them comes one after the other on it.
+        unsafe { device.disable_event_tracking() };
+    }
+}
+
+/// Runs a kernel on contiguous arguments of one device.
+///
+/// # Errors
+/// When the driver refuses the code, memory is short, or an argument's type is none that kernels take.
+pub(super) fn launch(
+    launch: &Launch,
+    args: &[(&CudaStorage, &Layout)],
+) -> Result<(CudaStorage, Shape)> {
+    let Some((first, _)) = args.first() else {
+        bail!("{}: no arguments", launch.kernel);
+    };
+    let device = first.device().clone();
+    let storage = match launch.to {
+        DType::F32 => run::<f32>(launch, args, device)?,
+        DType::F16 => run::<f16>(launch, args, device)?,
+        DType::BF16 => run::<bf16>(launch, args, device)?,
+        DType::U8 => run::<u8>(launch, args, device)?,
+        other => bail!("{}: no output of {other:?}", launch.kernel),
+    };
+    Ok((storage, launch.shape.clone()))
+}
+
+fn run<T: CudaDType + DeviceRepr + ValidAsZeroBits>(
+    launch: &Launch,
+    args: &[(&CudaStorage, &Layout)],
+    device: CudaDevice,
+) -> Result<CudaStorage> {
+    let (file, name) = launch.names()?;
+    let Some(&(file, ptx)) = PTX.iter().find(|(known, _)| *known == file) else {
+        bail!("{}: no kernels of {file}", launch.kernel);
+    };
+    let kernel = device.get_or_load_custom_func(&name, &format!("mimic_{file}"), ptx)?;
+    let elements = launch.shape.elem_count();
+    let mut out: CudaSlice<T> = if launch.zeroed {
+        device.alloc_zeros(elements)?
+    } else {
+        // SAFETY: every kernel that does not add to its output writes all of it.
+        unsafe { device.alloc(elements)? }
+    };
+    if launch.params.threads == 0 {
+        return Ok(CudaStorage::wrap_cuda_slice(out, device));
+    }
+    let (grid, block) = if launch.together {
+        (launch.params.threads, KEYPOINT_THREADS)
+    } else {
+        (launch.params.threads.div_ceil(THREADS), THREADS)
+    };
+    let config = LaunchConfig {
+        grid_dim: (grid, 1, 1),
+        block_dim: (block, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    // Null for arguments that the kernel has not.
+    let mut pointers = [0u64; 3];
+    let stream = device.cuda_stream();
+    let mut reads = Vec::with_capacity(args.len());
+    for (pointer, &(storage, layout)) in pointers.iter_mut().zip(args) {
+        let Some((start, _)) = layout.contiguous_offsets() else {
+            bail!("{}: an op's arguments must be contiguous", launch.kernel);
+        };
+        let (address, read): (u64, SyncOnDrop<'_>) = match &storage.slice {
+            CudaStorageSlice::F32(slice) => slice.device_ptr(&stream),
+            CudaStorageSlice::F16(slice) => slice.device_ptr(&stream),
+            CudaStorageSlice::BF16(slice) => slice.device_ptr(&stream),
+            _ => bail!(
+                "{}: an op's arguments must be f32, f16 or bf16",
+                launch.kernel
+            ),
+        };
+        *pointer = address + (start * storage.dtype().size_in_bytes()) as u64;
+        reads.push(read);
+    }
+    let mut builder = kernel.builder();
+    builder.arg(&mut out);
+    for pointer in &pointers {
+        builder.arg(pointer);
+    }
+    builder.arg(&launch.params);
+    // SAFETY: the kernel takes these five arguments; what it reads and writes is what the op that made `launch` has
+    // checked the shapes of, and the same kernel is run on the host over the same buffers by this module's tests.
+    unsafe { builder.launch(config) }.w()?;
+    drop(reads);
+    Ok(CudaStorage::wrap_cuda_slice(out, device))
+}

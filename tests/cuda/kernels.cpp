@@ -1,0 +1,7 @@
+// Every kernel of shaders/cuda, for the host.
+#include "convolution.cu"
+#include "grid_sample.cu"
+#include "keypoints.cu"
+#include "motion.cu"
+#include "pack.cu"
+#include "resample.cu"

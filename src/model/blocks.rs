@@ -3,13 +3,14 @@
 //! What a block is built of decides what it is for. Plain tensors: inference, batch norm has its running
 //! statistics and is folded when the block is built, no graph is recorded. Variables
 //! ([`candle_core::Var`]): training, batch norm takes the statistics of each batch and moves the running
-//! ones towards them. Every block exists in the full form and in PaddleGAN's depthwise one
+//! ones towards them. A builder of half precision makes blocks that compute in it; batch norm is folded in f32 before.
+//! Every block exists in the full form and in PaddleGAN's depthwise one
 //! (`mobile_net`), under the names of the published checkpoints.
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{DType, Result, Shape, Tensor, Var};
 use candle_nn::VarBuilder;
 
-use crate::ops::{batch_norm, conv2d::conv2d, resample};
+use crate::ops::{batch_norm, conv2d::conv2d, fused, resample};
 
 /// How far the running statistics go towards those of a batch, as PyTorch does by default.
 pub const MOMENTUM: f64 = 0.1;
@@ -19,6 +20,8 @@ pub const MOMENTUM: f64 = 0.1;
 pub struct Conv {
     weight: Tensor,
     bias: Option<Tensor>,
+    /// The weight folded with an enlargement by two before it, where that is used.
+    folded: Option<Tensor>,
     norm: Option<BatchNorm>,
     padding: usize,
     stride: usize,
@@ -83,7 +86,7 @@ impl Conv {
     /// Reads `weight` and `bias`.
     pub fn new(shape: ConvShape, vb: &VarBuilder) -> Result<Self> {
         let (weight, bias) = Self::load(shape, vb)?;
-        Self::from_tensors(shape, weight, bias)
+        Self::from_tensors(shape, weight, bias, vb.dtype())
     }
 
     /// Reads a convolution and the batch norm that follows it as one.
@@ -92,11 +95,11 @@ impl Conv {
         match Norm::new(shape.c_out, norm)? {
             Norm::Fixed { scale, shift } => {
                 let (weight, bias) = batch_norm::fold(&weight, bias.as_ref(), &scale, &shift)?;
-                Self::from_tensors(shape, weight, Some(bias))
+                Self::from_tensors(shape, weight, Some(bias), conv.dtype())
             }
             Norm::Learning(norm) => Ok(Self {
                 norm: Some(norm),
-                ..Self::from_tensors(shape, weight, bias)?
+                ..Self::from_tensors(shape, weight, bias, conv.dtype())?
             }),
         }
     }
@@ -113,6 +116,10 @@ impl Conv {
 
     fn run(&self, x: &Tensor, relu: bool) -> Result<Tensor> {
         let bias = self.bias.as_ref();
+        if fused::fuses(x) && self.is_fixed() {
+            let (padding, stride, groups) = (self.padding, self.stride, self.groups);
+            return fused::conv2d(x, &self.weight, bias, padding, stride, groups, relu);
+        }
         let y = conv2d(
             x,
             &self.weight,
@@ -128,25 +135,47 @@ impl Conv {
         }
     }
 
+    /// Nearest x2, the convolution, and zero for what is below it.
+    fn forward_doubled_relu(&self, x: &Tensor) -> Result<Tensor> {
+        match (&self.folded, &self.bias) {
+            (Some(folded), Some(bias)) if fused::fuses(x) => {
+                fused::up_conv2d(x, &self.weight, folded, bias, true)
+            }
+            _ => self.forward_relu(&resample::nearest_x2(x)?),
+        }
+    }
+
+    /// Whether it is for inference.
+    fn is_fixed(&self) -> bool {
+        self.norm.is_none() && !self.weight.track_op()
+    }
+
     fn load(shape: ConvShape, vb: &VarBuilder) -> Result<(Tensor, Option<Tensor>)> {
         let per_group = if shape.depthwise { 1 } else { shape.c_in };
-        let weight = vb.get(
+        let weight = exact(
+            vb,
             (shape.c_out, per_group, shape.kernel, shape.kernel),
             "weight",
         )?;
         let bias = if shape.bias {
-            Some(vb.get(shape.c_out, "bias")?)
+            Some(exact(vb, shape.c_out, "bias")?)
         } else {
             None
         };
         Ok((weight, bias))
     }
 
-    fn from_tensors(shape: ConvShape, weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+    fn from_tensors(
+        shape: ConvShape,
+        weight: Tensor,
+        bias: Option<Tensor>,
+        dtype: DType,
+    ) -> Result<Self> {
         let groups = if shape.depthwise { shape.c_in } else { 1 };
         Ok(Self {
-            weight,
-            bias,
+            weight: weight.to_dtype(dtype)?,
+            bias: bias.map(|bias| bias.to_dtype(dtype)).transpose()?,
+            folded: None,
             norm: None,
             padding: shape.padding,
             stride: shape.stride,
@@ -208,12 +237,22 @@ pub struct UpBlock(Vec<Conv>);
 impl UpBlock {
     /// Reads `conv` and `norm`, for the depthwise form `conv1` and `norm1` too.
     pub fn new(c_in: usize, c_out: usize, mobile: bool, vb: VarBuilder) -> Result<Self> {
-        Ok(Self(scaling_convs(c_in, c_out, mobile, &vb)?))
+        let mut convs = scaling_convs(c_in, c_out, mobile, &vb)?;
+        if let [conv] = &mut convs[..]
+            && conv.is_fixed()
+            && fused::fuses(&conv.weight)
+        {
+            conv.folded = Some(fused::fold(&conv.weight)?);
+        }
+        Ok(Self(convs))
     }
 
     /// (b, c_in, h, w) to (b, c_out, 2h, 2w).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        conv_relu_all(&self.0, &resample::nearest_x2(x)?)
+        match &self.0[..] {
+            [conv] => conv.forward_doubled_relu(x),
+            convs => conv_relu_all(convs, &resample::nearest_x2(x)?),
+        }
     }
 }
 
@@ -296,6 +335,11 @@ impl Head {
         Self::load(c_in, c_out, places, pad, false, vb)
     }
 
+    /// Whether it is built of variables.
+    pub(super) fn learns(&self) -> bool {
+        self.convs.iter().any(|conv| !conv.is_fixed())
+    }
+
     /// (b, c_in, h, w) to (b, c_out, h', w').
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut y = x.clone();
@@ -362,6 +406,15 @@ fn conv_relu_all(convs: &[Conv], x: &Tensor) -> Result<Tensor> {
         .try_fold(x.clone(), |x, conv| conv.forward_relu(&x))
 }
 
+/// A tensor as it is to be computed with at load: what will be of half precision, in f32 still.
+fn exact(vb: &VarBuilder, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
+    let dtype = match vb.dtype() {
+        DType::F16 | DType::BF16 => DType::F32,
+        other => other,
+    };
+    vb.get_with_hints_dtype(shape, name, candle_nn::Init::default(), dtype)
+}
+
 /// A batch norm, by what it was given.
 #[derive(Clone, Debug)]
 enum Norm {
@@ -374,7 +427,7 @@ enum Norm {
 impl Norm {
     /// Reads `weight`, `bias`, `running_mean` and `running_var`.
     fn new(channels: usize, vb: &VarBuilder) -> Result<Self> {
-        let get = |name| vb.get(channels, name);
+        let get = |name| exact(vb, channels, name);
         let (weight, bias) = (get("weight")?, get("bias")?);
         let (mean, variance) = (get("running_mean")?, get("running_var")?);
         if weight.is_variable() {
@@ -392,9 +445,12 @@ impl Norm {
     fn forward_relu(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Learning(norm) => norm.forward(x, true),
+            Self::Fixed { scale, shift } if fused::fuses(x) => {
+                fused::scale_shift_relu(x, scale, shift)
+            }
             Self::Fixed { scale, shift } => x
-                .broadcast_mul(&scale.reshape((1, (), 1, 1))?)?
-                .broadcast_add(&shift.reshape((1, (), 1, 1))?)?
+                .broadcast_mul(&scale.to_dtype(x.dtype())?.reshape((1, (), 1, 1))?)?
+                .broadcast_add(&shift.to_dtype(x.dtype())?.reshape((1, (), 1, 1))?)?
                 .relu(),
         }
     }

@@ -4,7 +4,7 @@
 //! each of these motions (equation 7) and at heatmaps of the keypoints (equation 6), and says for
 //! every pixel which to follow, and whether the source shows what is to be seen there.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::{VarBuilder, ops};
 
 use super::blocks::Head;
@@ -12,6 +12,7 @@ use super::config::ModelConfig;
 use super::coordinate_grid;
 use super::hourglass::{Hourglass, Shape};
 use super::keypoint_detector::KeypointTensors;
+use crate::ops::fused;
 use crate::ops::grid_sample::{Padding, grid_sample};
 use crate::ops::matrix::inverse_2x2;
 use crate::ops::resample::AntiAlias;
@@ -24,6 +25,8 @@ pub struct DenseMotion {
     mask: Head,
     occlusion: Option<Head>,
     kp_variance: f64,
+    /// What the hourglass computes in; places and the mask's shares have the keypoints' type.
+    dtype: DType,
 }
 
 /// Dense motion of a batch; (h, w) is the source's size over the network's reduction.
@@ -57,6 +60,7 @@ impl DenseMotion {
             mask: Head::new(features, config.num_kp + 1, mobile, vb.pp("mask"))?,
             occlusion,
             kp_variance: motion.kp_variance,
+            dtype: vb.dtype(),
         })
     }
 
@@ -74,7 +78,11 @@ impl DenseMotion {
     ) -> Result<DenseMotionOutput> {
         let (_, channels, h, w) = source.dims4()?;
         let (b, k, _) = kp_driving.value.dims3()?;
-        let grid = coordinate_grid(h, w, source.dtype(), source.device())?;
+        let dtype = kp_driving.value.dtype();
+        if self.fuses(source, kp_source, kp_driving) {
+            return self.forward_fused(source, kp_source, kp_driving);
+        }
+        let grid = coordinate_grid(h, w, dtype, source.device())?;
         let grid = grid.reshape((1, 1, h * w, 2))?;
 
         let motions = sparse_motions(&grid, kp_source, kp_driving)?;
@@ -89,24 +97,71 @@ impl DenseMotion {
             .heatmaps(&grid, kp_source, kp_driving)?
             .reshape((b, k + 1, 1, h, w))?;
         let input = Tensor::cat(&[&heatmaps, &sparse_deformed], 2)?;
-        let features = self.hourglass.forward(&input.reshape((b, (), h, w))?)?;
+        let input = input.reshape((b, (), h, w))?.to_dtype(self.dtype)?;
+        let features = self.hourglass.forward(&input)?;
 
-        let mask = ops::softmax(&self.mask.forward(&features)?, 1)?;
+        let mask = ops::softmax(&self.mask.forward(&features)?.to_dtype(dtype)?, 1)?;
         let weights = mask.reshape((b, k + 1, h * w, 1))?;
         let deformation = motions
             .broadcast_mul(&weights)?
             .sum(1)?
             .reshape((b, h, w, 2))?;
-        let occlusion_map = match &self.occlusion {
-            Some(head) => Some(ops::sigmoid(&head.forward(&features)?)?),
-            None => None,
-        };
         Ok(DenseMotionOutput {
             sparse_deformed,
             mask,
             deformation,
-            occlusion_map,
+            occlusion_map: self.occlusion_map(&features, dtype)?,
         })
+    }
+
+    /// Whether [`DenseMotion::forward`] may take the ops of `ops::fused`.
+    fn fuses(
+        &self,
+        source: &Tensor,
+        kp_source: &KeypointTensors,
+        kp_driving: &KeypointTensors,
+    ) -> bool {
+        // Who learns wants gradients of all of these.
+        let learnt = [source, &kp_source.value, &kp_driving.value]
+            .iter()
+            .any(|t| t.track_op());
+        let half = matches!(self.dtype, DType::F16 | DType::BF16);
+        let (cpu, cuda) = (source.device().is_cpu(), source.device().is_cuda());
+        !learnt && source.dtype() == DType::F32 && (cuda || (cpu && half)) && !self.mask.learns()
+    }
+
+    /// The same in fewer steps.
+    fn forward_fused(
+        &self,
+        source: &Tensor,
+        kp_source: &KeypointTensors,
+        kp_driving: &KeypointTensors,
+    ) -> Result<DenseMotionOutput> {
+        let (_, channels, h, w) = source.dims4()?;
+        let (b, k, _) = kp_driving.value.dims3()?;
+        let jacobians = match (&kp_source.jacobian, &kp_driving.jacobian) {
+            (Some(source), Some(driving)) => Some([source, driving]),
+            _ => None,
+        };
+        let linear = jacobians.is_some();
+        let pairs = fused::pairs([&kp_source.value, &kp_driving.value], jacobians)?;
+        let input = fused::sparse_motion(source, &pairs, linear, self.kp_variance, self.dtype)?;
+        let features = self.hourglass.forward(&input)?;
+        let logits = self.mask.forward(&features)?;
+        Ok(DenseMotionOutput {
+            sparse_deformed: input
+                .reshape((b, k + 1, 1 + channels, h, w))?
+                .narrow(2, 1, channels)?,
+            mask: ops::softmax(&logits.to_dtype(DType::F32)?, 1)?,
+            deformation: fused::deformation(&logits, &pairs, linear)?,
+            occlusion_map: self.occlusion_map(&features, DType::F32)?,
+        })
+    }
+
+    fn occlusion_map(&self, features: &Tensor, dtype: DType) -> Result<Option<Tensor>> {
+        let head = self.occlusion.as_ref();
+        head.map(|head| ops::sigmoid(&head.forward(features)?.to_dtype(dtype)?))
+            .transpose()
     }
 
     /// Gaussians at the driving keypoints less those at the source's (b, K + 1, hw); the

@@ -3,7 +3,7 @@
 //!
 //! What depends on the source alone is computed once, by [`Generator::encode_source`].
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{VarBuilder, ops};
 
 use super::blocks::{DownBlock, Head, ResBlock, SameBlock, UpBlock};
@@ -26,6 +26,8 @@ pub struct Generator {
     last: Head,
     border: Border,
     opens_border: bool,
+    /// What the blocks compute in; places, occlusion and the result are f32 at least.
+    dtype: DType,
 }
 
 /// What the generator needs of a source picture.
@@ -37,6 +39,38 @@ pub struct SourceFeatures {
     pub features: Tensor,
     /// The picture as dense motion wants it (b, 3, h', w').
     pub small: Tensor,
+    /// How the border of deformation and occlusion map is treated.
+    rim: Rim,
+}
+
+/// What is made of a picture's border, (h, w) its size in features.
+#[derive(Clone, Debug, Default)]
+struct Rim {
+    /// Where places do not move (1, h, w, 2), and how much of a motion is left inside (h, w, 1).
+    still: Option<(Tensor, Tensor)>,
+    /// What of an occlusion map counts (h, w), and what is added to it.
+    open: Option<(Tensor, Tensor)>,
+}
+
+impl SourceFeatures {
+    /// Those of several pictures, one after the other, as those of a batch.
+    ///
+    /// # Errors
+    /// When there are none, or they are of different models.
+    pub fn batch(all: &[&Self]) -> Result<Self> {
+        let Some(first) = all.first() else {
+            bail!("a batch of no pictures");
+        };
+        let cat = |of: fn(&Self) -> &Tensor| {
+            Tensor::cat(&all.iter().map(|s| of(s)).collect::<Vec<_>>(), 0)
+        };
+        Ok(Self {
+            image: cat(|s| &s.image)?,
+            features: cat(|s| &s.features)?,
+            small: cat(|s| &s.small)?,
+            rim: first.rim.clone(),
+        })
+    }
 }
 
 /// What the generator makes of a batch of driving keypoints; (h, w) is the source's size over dense
@@ -101,6 +135,7 @@ impl Generator {
             last: Head::new(width(0), channels, mobile, vb.pp("final"))?,
             border: config.border,
             opens_border: config.border == Border::PaddleGan && !mobile,
+            dtype: vb.dtype(),
         })
     }
 
@@ -109,14 +144,16 @@ impl Generator {
         let features = self
             .first
             .iter()
-            .try_fold(source.clone(), |x, block| block.forward(&x))?;
+            .try_fold(source.to_dtype(self.dtype)?, |x, block| block.forward(&x))?;
         let features = self
             .down_blocks
             .iter()
             .try_fold(features, |x, block| block.forward(&x))?;
         let small = self.dense_motion.reduce(source)?;
+        let (_, _, h, w) = features.dims4()?;
         Ok(SourceFeatures {
             image: source.clone(),
+            rim: self.rim(h, w, source.dtype(), source.device())?,
             features,
             small,
         })
@@ -134,14 +171,15 @@ impl Generator {
             .dense_motion
             .forward(&source.small, kp_source, kp_driving)?;
         let (_, _, h, w) = source.features.dims4()?;
-        let used_deformation = self.used_deformation(&motion.deformation, h, w)?;
+        let rim = &source.rim;
+        let used_deformation = rim.kept_still(&motion.deformation, h, w)?;
         let mut x = grid_sample(&source.features, &used_deformation, Padding::Zeros, true)?;
         let used_occlusion = match &motion.occlusion_map {
-            Some(map) => Some(self.open_border(&resample::bilinear(map, h, w)?)?),
+            Some(map) => Some(rim.opened(&resample::bilinear(map, h, w)?)?),
             None => None,
         };
         if let Some(visible) = &used_occlusion {
-            x = x.broadcast_mul(visible)?;
+            x = x.broadcast_mul(&visible.to_dtype(x.dtype())?)?;
         }
         let x = self
             .bottleneck
@@ -152,7 +190,7 @@ impl Generator {
             .iter()
             .try_fold(x, |x, block| block.forward(&x))?;
         Ok(GeneratorOutput {
-            prediction: ops::sigmoid(&self.last.forward(&x)?)?,
+            prediction: ops::sigmoid(&self.last.forward(&x)?.to_dtype(source.image.dtype())?)?,
             deformation: motion.deformation,
             mask: motion.mask,
             occlusion_map: motion.occlusion_map,
@@ -167,36 +205,44 @@ impl Generator {
     /// the source itself the reference's `deformed` picture.
     pub fn deform(&self, input: &Tensor, deformation: &Tensor) -> Result<Tensor> {
         let (_, _, h, w) = input.dims4()?;
-        let deformation = self.used_deformation(deformation, h, w)?;
+        let rim = self.rim(h, w, deformation.dtype(), deformation.device())?;
+        let deformation = rim.kept_still(deformation, h, w)?;
         grid_sample(input, &deformation, Padding::Zeros, true)
     }
 
+    fn rim(&self, h: usize, w: usize, dtype: DType, device: &Device) -> Result<Rim> {
+        let mut rim = Rim::default();
+        if self.border != Border::None {
+            let identity = coordinate_grid(h, w, dtype, device)?.unsqueeze(0)?;
+            rim.still = Some((identity, soft_inside(h, w, dtype, device)?));
+        }
+        if self.opens_border {
+            let inner = outer_product(&inside(h), &inside(w), dtype, device)?;
+            let outer = inner.affine(-1.0, 1.0)?;
+            rim.open = Some((inner, outer));
+        }
+        Ok(rim)
+    }
+}
+
+impl Rim {
     /// A deformation (b, h', w', 2) brought to (b, h, w, 2), its border treated.
-    fn used_deformation(&self, deformation: &Tensor, h: usize, w: usize) -> Result<Tensor> {
+    fn kept_still(&self, deformation: &Tensor, h: usize, w: usize) -> Result<Tensor> {
         let channels_first = deformation.permute((0, 3, 1, 2))?;
         let deformation = resample::bilinear(&channels_first, h, w)?.permute((0, 2, 3, 1))?;
-        if self.border == Border::None {
+        let Some((identity, inner)) = &self.still else {
             return Ok(deformation);
-        }
-        let (dtype, device) = (deformation.dtype(), deformation.device());
-        let identity = coordinate_grid(h, w, dtype, device)?.unsqueeze(0)?;
-        let inner = soft_inside(h, w, dtype, device)?;
-        let moved = deformation
-            .broadcast_sub(&identity)?
-            .broadcast_mul(&inner)?;
-        moved.broadcast_add(&identity)
+        };
+        let moved = deformation.broadcast_sub(identity)?.broadcast_mul(inner)?;
+        moved.broadcast_add(identity)
     }
 
     /// An occlusion map (b, 1, h, w) with the border counted as visible, where that is asked for.
-    fn open_border(&self, map: &Tensor) -> Result<Tensor> {
-        if !self.opens_border {
-            return Ok(map.clone());
+    fn opened(&self, map: &Tensor) -> Result<Tensor> {
+        match &self.open {
+            Some((inner, outer)) => map.broadcast_mul(inner)?.broadcast_add(outer),
+            None => Ok(map.clone()),
         }
-        let (_, _, h, w) = map.dims4()?;
-        let (rows, columns) = (inside(h), inside(w));
-        let inner = outer_product(&rows, &columns, map.dtype(), map.device())?;
-        let outer = inner.affine(-1.0, 1.0)?;
-        map.broadcast_mul(&inner)?.broadcast_add(&outer)
     }
 }
 

@@ -10,6 +10,7 @@ use super::blocks::Head;
 use super::config::ModelConfig;
 use super::coordinate_grid;
 use super::hourglass::{Hourglass, Shape};
+use crate::ops::fused;
 use crate::ops::resample::AntiAlias;
 
 /// Keypoints of a batch of pictures.
@@ -67,6 +68,19 @@ impl KeypointDetector {
         let features = self.predictor.forward(&self.down.forward(pictures)?)?;
         let prediction = self.kp.forward(&features)?;
         let (b, k, h, w) = prediction.dims4()?;
+        if fused::fuses(&prediction) {
+            let maps = self
+                .jacobian
+                .as_ref()
+                .map(|head| head.forward(&features))
+                .transpose()?;
+            let found = fused::keypoints(&prediction, maps.as_ref(), self.temperature)?;
+            let jacobian = found.narrow(2, 2, 4)?.reshape((b, k, 2, 2))?;
+            return Ok(KeypointTensors {
+                value: found.narrow(2, 0, 2)?,
+                jacobian: maps.is_some().then_some(jacobian),
+            });
+        }
         let logits = (prediction.reshape((b, k, h * w))? / self.temperature)?;
         let heatmap = ops::softmax(&logits, D::Minus1)?;
 

@@ -66,12 +66,31 @@ impl Networks {
         tensors: &BTreeMap<String, Tensor>,
         device: &Device,
     ) -> candle_core::Result<Self> {
+        Self::in_precision(config, tensors, device, DType::F32)
+    }
+
+    /// As [`Networks::new`] with the generator's blocks in `precision`, f32 or a half one. Keypoints, places and occlusion stay
+    /// f32: one that is a little off moves a whole region.
+    ///
+    /// # Errors
+    /// As [`Networks::new`].
+    pub fn in_precision(
+        config: &ModelConfig,
+        tensors: &BTreeMap<String, Tensor>,
+        device: &Device,
+        precision: DType,
+    ) -> candle_core::Result<Self> {
         let tensors: HashMap<String, Tensor> = tensors
             .iter()
             .map(|(name, tensor)| (name.clone(), tensor.clone()))
             .collect();
         let vb = VarBuilder::from_tensors(tensors, DType::F32, device);
-        Self::build(config, &vb)
+        let generator = vb.pp("generator").to_dtype(precision);
+        Ok(Self {
+            config: config.clone(),
+            keypoint_detector: KeypointDetector::new(config, vb.pp("kp_detector"))?,
+            generator: Generator::new(config, generator)?,
+        })
     }
 
     /// Builds the networks of plain tensors, for inference, or of variables, for training.
@@ -132,8 +151,12 @@ mod tests {
     }
 
     fn run(config: &ModelConfig, driving: usize) -> GeneratorOutput {
+        run_in(config, driving, DType::F32)
+    }
+
+    fn run_in(config: &ModelConfig, driving: usize, precision: DType) -> GeneratorOutput {
         let tensors = procedural::tensors(config, "test").unwrap();
-        let networks = Networks::new(config, &tensors, &Device::Cpu).unwrap();
+        let networks = Networks::in_precision(config, &tensors, &Device::Cpu, precision).unwrap();
         let side = config.image_size as usize;
         let shape = (driving, 3, side, side);
         let frames: Vec<f32> = (0..driving * 3 * side * side)
@@ -196,6 +219,44 @@ mod tests {
             difference.max_all().unwrap().to_scalar::<f32>().unwrap(),
             0.0
         );
+    }
+
+    /// In half precision the networks take the ops of a card, with the kernels themselves in their place.
+    #[test]
+    #[cfg(unix)]
+    fn networks_of_a_cards_kernels_compute_what_those_of_the_ops_do() {
+        use crate::ops::fused::host::with_kernels;
+        let distance = |a: &Tensor, b: &Tensor| -> f32 {
+            let difference = (a - b).unwrap().abs().unwrap();
+            difference.max_all().unwrap().to_scalar().unwrap()
+        };
+        for (mobile, jacobian) in [(false, true), (true, true), (false, false)] {
+            let mut config = smallest();
+            (config.kp.mobile, config.generator.mobile) = (mobile, mobile);
+            config.estimate_jacobian = jacobian;
+            let exact = run(&config, 2);
+            for precision in [DType::F16, DType::BF16] {
+                let plain = run_in(&config, 2, precision);
+                let kernels = with_kernels(4, || run_in(&config, 2, precision));
+                for (kernels, plain, exact) in [
+                    (&kernels.prediction, &plain.prediction, &exact.prediction),
+                    (&kernels.deformation, &plain.deformation, &exact.deformation),
+                ] {
+                    let (to_plain, to_exact) = (distance(kernels, plain), distance(kernels, exact));
+                    let limit = if precision == DType::F16 { 5e-3 } else { 4e-2 };
+                    assert!(to_plain <= limit, "{precision:?}: {to_plain}");
+                    assert!(
+                        to_exact <= 2.0 * limit,
+                        "{precision:?}: {to_exact} from f32"
+                    );
+                }
+                let sparse = distance(
+                    &kernels.sparse_deformed.to_dtype(DType::F32).unwrap(),
+                    &exact.sparse_deformed,
+                );
+                assert!(sparse < 2e-2, "{sparse}");
+            }
+        }
     }
 
     #[test]

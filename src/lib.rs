@@ -13,6 +13,7 @@
 pub mod animate;
 pub mod checkpoint;
 pub mod cli;
+pub mod device;
 pub mod faces;
 pub mod frame;
 pub mod geometry;

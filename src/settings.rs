@@ -55,6 +55,8 @@ pub struct Settings {
     pub output: Option<PathBuf>,
     /// Record the microphone with the picture.
     pub microphone: bool,
+    /// What the networks run on, in the words of `--device`.
+    pub device: String,
 }
 
 /// Language of the window.
@@ -206,6 +208,7 @@ impl Default for Settings {
             models: Vec::new(),
             output: None,
             microphone: true,
+            device: "auto".to_owned(),
         }
     }
 }

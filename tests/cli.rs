@@ -760,8 +760,36 @@ fn weights_that_are_no_numbers_are_named() {
 #[test]
 fn doctor_finds_what_this_machine_has() {
     let printed = works(&["doctor"]);
-    for wanted in ["processor", "ffmpeg", "mimic-small"] {
+    for wanted in ["processor", "ffmpeg", "mimic-small", "CUDA"] {
         assert!(printed.contains(wanted), "{printed}");
+    }
+}
+
+#[test]
+fn a_card_that_is_not_there_is_a_sentence_and_the_cpu_goes_on() {
+    let folder = Folder::new();
+    let (clip, out) = (folder.path("pose.png"), folder.path("out.png"));
+    std::fs::copy(PHOTO, &clip).unwrap();
+    let on = |more: &[&'static str]| {
+        let mut args = animate(PHOTO, &clip, &out, &["--crop", CROP, "--json"]);
+        args.extend(more);
+        mimic(&args.iter().map(|arg| &**arg).collect::<Vec<_>>())
+    };
+    let output = on(&["--device", "cuda:77"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success() && said.contains("cuda:77 cannot be"),
+        "{said}"
+    );
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let device = report["device"]["networks"].as_str().unwrap();
+    assert!(
+        device.starts_with("CPU") && device.contains("cuda:77"),
+        "{device}"
+    );
+    for wrong in [["--device", "gpu"], ["--precision", "f16"]] {
+        let output = on(&[&wrong[..], &["--cpu"]].concat());
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
     }
 }
 

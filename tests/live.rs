@@ -299,6 +299,7 @@ fn a_job_whose_files_are_gone_fails_alone_and_is_rendered_when_they_are_back() {
         motion: Motion::default(),
         enhance: Enhance::default(),
         model: None,
+        device: "auto".to_owned(),
         output: file(output),
         state: State::Waiting,
     };

@@ -3,10 +3,10 @@
 use image::RgbaImage;
 use rayon::ThreadPoolBuildError;
 
+use super::engine::{Engine, Source};
 use super::motion::{MotionOptions, carried_over, normalise, normalised_distance};
 use crate::frame::Prediction;
 use crate::model::Keypoints;
-use crate::model::packed::{Engine, Source};
 
 /// A model with a photo and the frame from which the driver's motion counts.
 ///
@@ -133,7 +133,7 @@ impl Animator {
             let Some(driving) = self.direction.of_driver(i, drivers) else {
                 continue;
             };
-            let distance = normalised_distance(&source.keypoints, driving);
+            let distance = normalised_distance(source.keypoints(), driving);
             if best.as_ref().is_none_or(|(least, _, _)| distance < *least) {
                 *best = Some((distance, search.seen, driving.clone()));
             }
@@ -154,8 +154,16 @@ impl Animator {
             engine: &mut self.engine,
             sources,
         };
-        lane.animate(&poses, &mut self.predictions);
+        lane.animate(&[poses], std::slice::from_mut(&mut self.predictions));
         &self.predictions
+    }
+
+    /// How `batch` frames are made beside each other: by so many lanes, so many at once in each.
+    pub(crate) fn beside(&self, batch: usize) -> (usize, usize) {
+        match self.engine.packed() {
+            Some(engine) => (batch.min(engine.workers().threads()), 1),
+            None => (1, batch),
+        }
     }
 
     /// Takes the animator apart for frames beside each other: what must see them in order, and `count`
@@ -167,13 +175,17 @@ impl Animator {
         &mut self,
         count: usize,
     ) -> Result<(&mut Direction, &[Source], Vec<Lane<'_>>), ThreadPoolBuildError> {
-        let threads = self.engine.workers().threads();
+        let threads = self
+            .engine
+            .packed()
+            .map_or(1, |engine| engine.workers().threads());
         if count > 1 && self.beside.len() != count {
             // The first ones have what is left over.
             let threads = |lane| threads / count + usize::from(lane < threads % count);
-            self.beside = (0..count)
-                .map(|lane| self.engine.beside(threads(lane)))
-                .collect::<Result<_, _>>()?;
+            self.beside.clear();
+            for lane in 0..count {
+                self.beside.extend(self.engine.beside(threads(lane))?);
+            }
         }
         let engines = match count {
             0 | 1 => std::slice::from_mut(&mut self.engine),
@@ -236,9 +248,9 @@ impl Direction {
                 };
                 match (self.of_driver(i, drivers), reference) {
                     (Some(driving), Some(reference)) => {
-                        normalise(&source.keypoints, driving, reference, self.motion)
+                        normalise(source.keypoints(), driving, reference, self.motion)
                     }
-                    _ => source.keypoints.clone(),
+                    _ => source.keypoints().clone(),
                 }
             })
             .collect()
@@ -252,16 +264,27 @@ impl Direction {
 }
 
 impl Lane<'_> {
-    /// The driver's keypoints in a frame of [`Animator::size`].
-    pub(crate) fn keypoints(&mut self, frame: &RgbaImage) -> Keypoints {
-        self.engine.keypoints(frame)
+    /// The keypoints of drivers in frames of [`Animator::size`].
+    pub(crate) fn keypoints(&mut self, frames: &[&[u8]]) -> Vec<Keypoints> {
+        self.engine.keypoints_of(frames)
     }
 
-    /// Moves each face to its pose, into buffers that are reused.
-    pub(crate) fn animate(&mut self, poses: &[Keypoints], out: &mut Vec<Prediction>) {
-        out.resize_with(self.sources.len(), Prediction::default);
-        for ((source, pose), prediction) in self.sources.iter().zip(poses).zip(out) {
-            self.engine.generate(source, pose, prediction);
+    /// Moves each face of each frame to its pose, into buffers that are reused: one for each frame.
+    pub(crate) fn animate(&mut self, frames: &[Vec<Keypoints>], out: &mut [Vec<Prediction>]) {
+        let faces = self.sources.len();
+        let moves: Vec<(&Source, &Keypoints)> = frames
+            .iter()
+            .flat_map(|poses| self.sources.iter().zip(poses))
+            .collect();
+        let mut made: Vec<Prediction> = Vec::with_capacity(moves.len());
+        for out in out.iter_mut() {
+            made.append(out);
+        }
+        made.resize_with(moves.len(), Prediction::default);
+        self.engine.generate_all(&moves, &mut made);
+        let mut made = made.into_iter();
+        for out in out {
+            out.extend(made.by_ref().take(faces));
         }
     }
 }

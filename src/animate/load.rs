@@ -1,11 +1,15 @@
 //! From a weights file to an engine that runs it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use candle_core::{DType, Tensor};
+
+use super::engine::Engine;
 use crate::checkpoint::{self, Checkpoint};
+use crate::device::{self, Choice};
 use crate::model::config::{self, Border, ModelConfig, PRESETS};
-use crate::model::packed::Engine;
-use crate::model::procedural;
+use crate::model::{packed, procedural};
 use crate::ops::simd::Isa;
 use crate::ops::threads::Workers;
 
@@ -24,15 +28,21 @@ pub struct ModelOptions<'a> {
     pub threads: usize,
     /// What their matrix products are of.
     pub precision: Precision,
+    /// What they run on.
+    pub device: Choice,
 }
 
-/// What the matrix products of the networks are of; everything else is f32.
+/// What the matrix products of the networks are of; sums and everything that is about places are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// 24 bits, on every machine.
+    /// f32 on the CPU, on a card what it is good at.
     #[default]
+    Auto,
+    /// 24 bits, on every machine.
     F32,
-    /// 8 bits, summed in f32: faster, and a picture about a step of 255 away. Asks for AVX-512 BF16.
+    /// 11 bits, on cards.
+    F16,
+    /// 8 bits: faster, and a picture about a step of 255 away. On the CPU it asks for AVX-512 BF16.
     Bf16,
 }
 
@@ -93,6 +103,9 @@ pub enum Error {
     /// The processor lacks the instructions.
     #[error("this processor has no AVX-512 BF16 instructions: use --precision f32")]
     NoBf16,
+    /// The CPU's engine does not compute in it.
+    #[error("f16 is for graphics cards: on the CPU use --precision f32 or bf16")]
+    NoF16,
 }
 
 /// Opens weights, finds their configuration and packs the engine.
@@ -112,11 +125,55 @@ pub fn engine(options: &ModelOptions<'_>) -> Result<Engine, Error> {
             source,
         })?;
     }
-    let workers = workers(options.threads, options.precision)?;
-    Engine::new(&config, &checkpoint.tensors, workers).map_err(|source| Error::Tensors {
-        what: checkpoint.what.clone(),
-        source,
+    start(&config, checkpoint.tensors, options).map_err(|source| match source {
+        Start::Tensors(source) => Error::Tensors {
+            what: checkpoint.what.clone(),
+            source,
+        },
+        Start::Other(error) => error,
     })
+}
+
+enum Start {
+    Tensors(candle_core::Error),
+    Other(Error),
+}
+
+/// The engine on the first device that makes a frame; why those before it do not is said in the log, and by the engine.
+fn start(
+    config: &ModelConfig,
+    tensors: BTreeMap<String, Tensor>,
+    options: &ModelOptions<'_>,
+) -> Result<Engine, Start> {
+    let mut refused = Vec::new();
+    for choice in options.device.order() {
+        let opened = device::open(choice).and_then(|card| {
+            let precision = match options.precision {
+                Precision::Auto => card.usual,
+                Precision::F32 => DType::F32,
+                Precision::F16 => DType::F16,
+                Precision::Bf16 => DType::BF16,
+            };
+            let workers = workers(options.threads, Precision::F32).map_err(|e| e.to_string())?;
+            Engine::on_card(config, &tensors, &card, precision, workers).map_err(|error| {
+                match choice {
+                    Choice::Cuda(number) => device::sentence(number, &error.to_string()),
+                    other => format!("{other} cannot be used: {error}"),
+                }
+            })
+        });
+        match opened {
+            Ok(engine) => return Ok(engine),
+            Err(why) => {
+                tracing::warn!("{why}");
+                refused.push(why);
+            }
+        }
+    }
+    let workers = workers(options.threads, options.precision).map_err(Start::Other)?;
+    let engine = packed::Engine::new(config, &tensors, workers).map_err(Start::Tensors)?;
+    let why = (!refused.is_empty()).then(|| refused.join("; "));
+    Ok(Engine::on_cpu(engine).instead(why))
 }
 
 /// Opens weights and finds their configuration; the tensors are checked against it.
@@ -137,13 +194,12 @@ pub fn checkpoint(
     Ok((checkpoint, config))
 }
 
-/// An engine of a preset for measuring: the embedded weights for their own preset, for others weights
+/// An engine of a preset for measuring, of which `options` say threads, precision and device: the embedded weights for their own preset, for others weights
 /// that mean nothing but are of the right shapes and sizes.
 ///
 /// # Errors
 /// When `name` is no preset, there are no threads or the processor has not the precision.
-pub fn procedural(name: &str, threads: usize, precision: Precision) -> Result<Engine, Error> {
-    let workers = workers(threads, precision)?;
+pub fn procedural(name: &str, options: &ModelOptions<'_>) -> Result<Engine, Error> {
     let config = ModelConfig::preset(name).ok_or_else(|| Error::Unknown {
         what: name.to_owned(),
     })?;
@@ -156,12 +212,16 @@ pub fn procedural(name: &str, threads: usize, precision: Precision) -> Result<En
         true => checkpoint.tensors,
         false => procedural::tensors(&config, name).map_err(wrong)?,
     };
-    Engine::new(&config, &tensors, workers).map_err(wrong)
+    start(&config, tensors, options).map_err(|source| match source {
+        Start::Tensors(source) => wrong(source),
+        Start::Other(error) => error,
+    })
 }
 
 fn workers(threads: usize, precision: Precision) -> Result<Workers, Error> {
     let isa = match precision {
-        Precision::F32 => Isa::detected(),
+        Precision::Auto | Precision::F32 => Isa::detected(),
+        Precision::F16 => return Err(Error::NoF16),
         Precision::Bf16 => Isa::bf16().ok_or(Error::NoBf16)?,
     };
     Ok(Workers::with_isa(threads, isa)?)

@@ -1,6 +1,7 @@
 //! Animation: from driving frames to the motion of a photo.
 
 mod animator;
+mod engine;
 pub mod load;
 pub mod motion;
 mod performer;
@@ -10,6 +11,7 @@ pub mod take;
 
 pub use animator::{Animator, BestFrame};
 pub(crate) use animator::{Direction, Lane};
+pub use engine::{Engine, Source};
 pub use motion::{MotionOptions, normalise, normalised_distance};
 pub use performer::{PerformOptions, Performer};
 pub use smooth::Smoother;

@@ -1,10 +1,11 @@
 //! Between pictures of bytes and the networks' tensors.
 
-use candle_core::{DType, Device, IndexOp, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use image::RgbaImage;
 
 use crate::frame::Prediction;
 use crate::model::GeneratorOutput;
+use crate::ops::fused;
 
 /// A picture as (1, 3, h, w) in 0..1; alpha is left out.
 pub fn to_tensor(picture: &RgbaImage, device: &Device) -> Result<Tensor> {
@@ -19,42 +20,74 @@ pub fn to_tensor(picture: &RgbaImage, device: &Device) -> Result<Tensor> {
     Tensor::from_vec(values, (1, 3, height, width), device)
 }
 
-/// What the compositor needs of frame `index` of a batch. Its pictures and maps are square.
-pub fn prediction(output: &GeneratorOutput, index: usize) -> Result<Prediction> {
-    let flat = |t: &Tensor| {
-        t.i(index)?
-            .to_dtype(DType::F32)?
-            .flatten_all()?
-            .to_vec1::<f32>()
-    };
-    let (_, _, size, _) = output.prediction.dims4()?;
+/// What the compositor needs of each frame of a batch, into buffers that are reused. Its pictures and maps are square.
+pub fn predictions(output: &GeneratorOutput, out: &mut [Prediction]) -> Result<()> {
+    let flat = |t: &Tensor| t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+    let (batch, _, size, _) = output.prediction.dims4()?;
     let (_, map_size, map_width, _) = output.used_deformation.dims4()?;
-    let picture = flat(&output.prediction)?;
-    let plane = picture.len() / 3;
-    let rgba = (0..plane)
-        .flat_map(|i| {
-            // A float as a byte saturates, and NaN becomes 0.
-            let byte = |channel: usize| (picture[channel * plane + i] * 255.0).round() as u8;
-            [byte(0), byte(1), byte(2), 255]
-        })
-        .collect();
-    let deformation = flat(&output.used_deformation)?.as_chunks::<2>().0.to_vec();
-    let occlusion = match &output.used_occlusion {
-        Some(map) => flat(map)?,
-        None => vec![1.0; map_size * map_width],
+    if out.len() != batch {
+        bail!("{} places for {batch} predictions", out.len());
+    }
+    let rgba = rgba(&output.prediction)?;
+    let deformation = flat(&output.used_deformation)?;
+    let (deformation, _) = deformation.as_chunks::<2>();
+    let occlusion = output.used_occlusion.as_ref().map(flat).transpose()?;
+    let (pixels, places) = (size * size * 4, map_size * map_width);
+    for (i, out) in out.iter_mut().enumerate() {
+        (out.size, out.map_size) = (size as u32, map_size as u32);
+        fill(&mut out.rgba, &rgba[i * pixels..][..pixels]);
+        fill(&mut out.deformation, &deformation[i * places..][..places]);
+        out.occlusion.clear();
+        match &occlusion {
+            Some(map) => out
+                .occlusion
+                .extend_from_slice(&map[i * places..][..places]),
+            None => out.occlusion.resize(places, 1.0),
+        }
+    }
+    Ok(())
+}
+
+/// Pictures (b, 3, h, w) in 0..1 as RGBA bytes.
+fn rgba(pictures: &Tensor) -> Result<Vec<u8>> {
+    if fused::fuses(pictures) {
+        return fused::pack(pictures)?.flatten_all()?.to_vec1();
+    }
+    let (_, _, h, w) = pictures.dims4()?;
+    let values: Vec<f32> = pictures.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    let plane = h * w;
+    let of_picture = |picture: &[f32]| -> Vec<u8> {
+        (0..plane)
+            .flat_map(|i| {
+                // A float as a byte saturates, and NaN becomes 0.
+                let byte = |channel: usize| (picture[channel * plane + i] * 255.0 + 0.5) as u8;
+                [byte(0), byte(1), byte(2), 255]
+            })
+            .collect()
     };
-    Ok(Prediction {
-        size: size as u32,
-        rgba,
-        map_size: map_size as u32,
-        deformation,
-        occlusion,
-    })
+    Ok(values
+        .chunks_exact(3 * plane.max(1))
+        .flat_map(of_picture)
+        .collect())
+}
+
+fn fill<T: Copy>(buffer: &mut Vec<T>, values: &[T]) {
+    buffer.clear();
+    buffer.extend_from_slice(values);
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::IndexOp;
+
     use super::*;
+
+    fn prediction(output: &GeneratorOutput) -> Prediction {
+        let mut out = [Prediction::default()];
+        predictions(output, &mut out).unwrap();
+        let [prediction] = out;
+        prediction
+    }
 
     #[test]
     fn pictures_become_planes_and_planes_pictures() {
@@ -76,7 +109,7 @@ mod tests {
             occlusion_map: None,
             sparse_deformed: maps,
         };
-        let prediction = prediction(&output, 0).unwrap();
+        let prediction = prediction(&output);
         assert_eq!((prediction.size, prediction.map_size), (2, 2));
         assert_eq!(
             prediction.rgba,
@@ -102,7 +135,7 @@ mod tests {
             occlusion_map: None,
             sparse_deformed: map,
         };
-        let prediction = prediction(&output, 0).unwrap();
+        let prediction = prediction(&output);
         assert_eq!(prediction.rgba, [0, 255, 0, 255]);
         assert_eq!(prediction.occlusion, [0.0]);
     }

@@ -12,12 +12,12 @@ use serde_json::json;
 use super::faces::DetectorArgs;
 use super::model::Model;
 use super::{Failure, stop, weights};
-use crate::animate::{Animator, MotionOptions};
+use crate::animate::{Animator, Engine, MotionOptions};
+use crate::device::Choice as Device;
 use crate::faces::{Enhancement, Restorer};
 use crate::geometry::Rect;
 use crate::gpu::{Choice, PasteMode, PasteSettings};
 use crate::media::{self, Signer};
-use crate::model::packed::Engine;
 use crate::pipeline::offline::{
     self, Faces, Job, Progress, ReferenceFrame, Report, Role, Selection, Window,
 };
@@ -244,17 +244,13 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
             "not scaled"
         },
     );
-    let device = format!(
-        "CPU ({}, {} threads)",
-        engine.workers().isa.name(),
-        engine.workers().threads()
-    );
     let mut animator = Animator::new(engine, motion);
     let mut bar = Bar::new();
     let result = opened.run(&mut animator, |progress| bar.show(progress), stop());
     bar.finish();
     let report = result.map_err(failure)?;
-    tell(&args, &report, &device);
+    // Where it ended; a card may have failed on the way.
+    tell(&args, &report, &animator.engine().device());
     Ok(())
 }
 
@@ -382,6 +378,9 @@ fn engine(args: &Args) -> Result<Engine, Failure> {
         (false, false) => None,
     };
     let mut model = args.model.clone();
+    if args.cpu {
+        model.device = Device::Cpu;
+    }
     if let (Some(preset), None) = (preset, &model.weights) {
         match weights::offer(Path::new(preset))? {
             Ok(path) => model.weights = Some(path),

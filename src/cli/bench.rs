@@ -4,19 +4,18 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::Failure;
-use super::model::{available_threads, wrong_precision};
-use crate::animate::load::{self, Precision};
-use crate::animate::{Animator, MotionOptions};
+use super::model::{PrecisionName, available_threads, wrong_precision};
+use crate::animate::load::{self, ModelOptions};
+use crate::animate::{Animator, Engine, MotionOptions, Source};
+use crate::device::Choice as Device;
 use crate::frame::Prediction;
 use crate::geometry::Rect;
 use crate::gpu::{Choice, PasteSettings};
 use crate::model::config::PRESETS;
-use crate::model::packed::{self, Engine};
-use crate::model::{gfpgan, gpen, procedural};
+use crate::model::{Keypoints, gfpgan, gpen, packed, procedural};
 use crate::ops::simd::Isa;
 use crate::ops::threads::{Record, Workers};
 use crate::pipeline::offline::{self, Faces, Job, ReferenceFrame, Report, Window};
@@ -37,9 +36,15 @@ pub(super) struct Args {
     /// Threads of the networks [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
-    /// What the networks multiply; repeatable [default: f32, and bf16 where the processor has it]
+    /// What the networks multiply; repeatable [default: f32, and what is shorter and quick on this machine]
     #[arg(long, value_enum)]
-    precision: Vec<Exactness>,
+    precision: Vec<PrecisionName>,
+    /// What the networks run on: auto, cpu, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: Device,
+    /// Frames at once; repeatable, times are those of one frame [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    batch: Vec<u16>,
     /// The face detector and the face restorers too, of the sizes that PaddleGAN and GFPGAN publish
     #[arg(long, conflicts_with = "window")]
     faces: bool,
@@ -61,12 +66,6 @@ pub(super) struct Args {
 const GROWTH: u64 = 20_000_000;
 /// The first picture comes within so many seconds.
 const FIRST: f64 = 1.0;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Exactness {
-    F32,
-    Bf16,
-}
 
 /// What the whole program is timed on: the demo's photo, crop and clip, where it is run beside them.
 const PHOTO: &str = "assets/mona-lisa.jpg";
@@ -93,8 +92,13 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         &args.network
     };
     let precisions = match &args.precision[..] {
-        [] if Isa::bf16().is_some() => &[Exactness::F32, Exactness::Bf16],
-        [] => &[Exactness::F32][..],
+        [] if !args.device.order().is_empty() => &[PrecisionName::F32, PrecisionName::Auto],
+        [] if Isa::bf16().is_some() => &[PrecisionName::F32, PrecisionName::Bf16],
+        [] => &[PrecisionName::F32][..],
+        asked => asked,
+    };
+    let batches = match &args.batch[..] {
+        [] => &[1][..],
         asked => asked,
     };
     let threads = args.threads.map_or_else(available_threads, usize::from);
@@ -104,18 +108,31 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     };
     for name in networks {
         for precision in precisions {
-            let (precision, label) = match precision {
-                Exactness::F32 => (Precision::F32, "f32"),
-                Exactness::Bf16 => (Precision::Bf16, "bf16"),
+            let options = ModelOptions {
+                threads,
+                precision: (*precision).into(),
+                device: args.device,
+                ..ModelOptions::default()
             };
-            let mut engine = load::procedural(name, threads, precision).map_err(wrong_precision)?;
-            let label = format!("mimic {label} ({})", engine.workers().isa.name());
-            for (photo, each) in [("each frame", true), ("cached", false)] {
-                let seconds = time(&mut engine, args, each);
-                table.add(name, &label, photo, &seconds, json!({}));
+            let mut engine = load::procedural(name, &options).map_err(wrong_precision)?;
+            let label = match engine.packed() {
+                Some(packed) => format!("mimic {precision} ({})", packed.workers().isa.name()),
+                None => format!("mimic on {}", engine.device()),
+            };
+            for &batch in batches {
+                for (photo, each) in [("each frame", true), ("cached", false)] {
+                    let seconds = time(&mut engine, args, each, usize::from(batch));
+                    let more = json!({ "batch": batch, "device": engine.device() });
+                    table.add(name, &label, photo, &seconds, more);
+                }
             }
             if args.layers {
-                table.layers(name, &label, layers(&mut engine, args));
+                match engine.packed() {
+                    Some(_) => table.layers(name, &label, layers(&mut engine, args)),
+                    None => eprintln!(
+                        "no table of layers: those on a card are timed by its maker's tools (nsys, ncu)"
+                    ),
+                }
             }
             // Of a model that means something: others' faces would not move.
             if name == "mimic-small" {
@@ -201,9 +218,13 @@ impl Table {
         let (median, least) = (seconds[seconds.len() / 2], seconds[0]);
         if !self.quiet {
             println!(
-                "{network:12} {engine:34} photo {photo:10} median {:7.2} ms, min {:7.2} ms",
+                "{network:12} {engine:34} photo {photo:10} median {:7.2} ms, min {:7.2} ms{}",
                 median * 1e3,
-                least * 1e3
+                least * 1e3,
+                match more["batch"].as_u64() {
+                    Some(batch @ 2..) => format!(", {batch} at once"),
+                    _ => String::new(),
+                }
             );
         }
         let mut row = json!({
@@ -230,7 +251,11 @@ impl Table {
 
     fn finish(&self, threads: usize) {
         if self.quiet {
-            println!("{:#}", json!({ "threads": threads, "rows": self.rows }));
+            let peak = super::memory::peak();
+            println!(
+                "{:#}",
+                json!({ "threads": threads, "peak_memory_bytes": peak, "rows": self.rows })
+            );
         }
     }
 }
@@ -386,38 +411,42 @@ fn end_to_end(table: &mut Table, engine: Engine, label: &str) -> Result<(), Fail
 }
 
 /// Seconds of whole frames (driving keypoints, motion, generator), sorted.
-fn time(engine: &mut Engine, args: &Args, encode_each: bool) -> Vec<f64> {
+fn time(engine: &mut Engine, args: &Args, encode_each: bool, batch: usize) -> Vec<f64> {
     let pictures = pictures(engine.config().image_size);
     let mut source = engine.encode(&pictures[0]);
-    let mut out = Prediction::default();
+    let mut out = vec![Prediction::default(); batch];
     let mut seconds = Vec::new();
     for i in 0..args.warm_up + args.frames {
         let start = Instant::now();
         if encode_each {
             source = engine.encode(&pictures[0]);
         }
-        let driving = engine.keypoints(&pictures[1 + i as usize % 2]);
-        engine.generate(&source, &driving, &mut out);
+        let frames: Vec<&[u8]> = (0..batch)
+            .map(|frame| &pictures[1 + (i as usize + frame) % 2][..])
+            .collect();
+        let driving = engine.keypoints_of(&frames);
+        let moves: Vec<(&Source, &Keypoints)> = driving.iter().map(|to| (&source, to)).collect();
+        engine.generate_all(&moves, &mut out);
         if i >= args.warm_up {
-            seconds.push(start.elapsed().as_secs_f64());
+            seconds.push(start.elapsed().as_secs_f64() / batch as f64);
         }
     }
     seconds.sort_by(f64::total_cmp);
     seconds
 }
 
-/// The median time of each layer of a frame, in order.
+/// The median time of each layer of a frame on the CPU, in order.
 fn layers(engine: &mut Engine, args: &Args) -> Vec<Record> {
     let pictures = pictures(engine.config().image_size);
     let source = engine.encode(&pictures[0]);
     let mut out = Prediction::default();
     let mut runs: Vec<Vec<Record>> = Vec::new();
     for _ in 0..args.frames {
-        engine.workers().meter.switch(true);
+        metered(engine, true);
         let driving = engine.keypoints(&pictures[1]);
         engine.generate(&source, &driving, &mut out);
-        engine.workers().meter.switch(false);
-        runs.push(engine.workers().meter.take());
+        metered(engine, false);
+        runs.extend(engine.packed().map(|packed| packed.workers().meter.take()));
     }
     let Some(first) = runs.first() else {
         return Vec::new();
@@ -433,6 +462,12 @@ fn layers(engine: &mut Engine, args: &Args) -> Vec<Record> {
         layer.seconds = seconds[seconds.len() / 2];
     }
     layers
+}
+
+fn metered(engine: &Engine, on: bool) {
+    if let Some(packed) = engine.packed() {
+        packed.workers().meter.switch(on);
+    }
 }
 
 #[allow(clippy::print_stdout, reason = "this is the result")]

@@ -4,6 +4,7 @@ use super::Failure;
 use super::model::available_threads;
 use crate::animate::load::{self, ConfigSource};
 use crate::checkpoint::store::Store;
+use crate::device::{self, Choice};
 use crate::ops::simd::Isa;
 use crate::{gpu, media};
 
@@ -25,6 +26,17 @@ pub(super) fn run() -> Result<(), Failure> {
         Isa::detected().name(),
         units.join(", ")
     );
+
+    let cards: Vec<_> = Choice::Auto.order().into_iter().map(device::open).collect();
+    for card in &cards {
+        match card {
+            Ok(card) => println!("             and on {}", card.name),
+            Err(why) => println!("             not on a card: {why}"),
+        }
+    }
+    if cards.is_empty() {
+        println!("             this mimic was built without CUDA and Metal");
+    }
 
     let adapters = gpu::adapters();
     if adapters.is_empty() {

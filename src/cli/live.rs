@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Failure;
+use crate::device::Choice as Device;
 use crate::gpu::Choice;
 use crate::settings::{self, Driver};
 use crate::ui::{self, Start};
@@ -40,6 +41,9 @@ pub(super) struct Args {
     /// Threads of the networks [default: all but one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
+    /// What the networks run on: auto, cpu, cuda:N or metal [default: as set in the window]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Device>,
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
@@ -53,6 +57,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         driver,
         compositor: args.compositor,
         threads: args.threads.map_or(0, usize::from),
+        device: args.device,
         config: settings::folder(),
         ..Start::default()
     };

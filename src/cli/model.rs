@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::animate::Engine;
 use crate::animate::load::{self, ConfigSource, ModelOptions, Precision};
+use crate::device::Choice;
 use crate::model::Border;
-use crate::model::packed::Engine;
 
 use super::{Failure, weights};
 
@@ -26,17 +27,43 @@ pub(super) struct Model {
     /// Threads of the networks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
-    /// What the networks multiply: f32, or bf16 where the processor has AVX-512 BF16, which is faster
-    /// and a little less exact; auto is f32
+    /// What the networks multiply: f32; f16 on graphics cards; bf16 there, and where the processor has AVX-512 BF16. The
+    /// short ones are faster and a little less exact; auto is f32 on the CPU and f16 on CUDA
     #[arg(long, value_enum, default_value_t = PrecisionName::Auto)]
     precision: PrecisionName,
+    /// What the networks run on: auto, cpu, cuda:N or metal; auto takes the first that works of CUDA, Metal and the CPU
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub(super) device: Choice,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum PrecisionName {
+pub(super) enum PrecisionName {
     Auto,
     F32,
+    F16,
     Bf16,
+}
+
+impl std::fmt::Display for PrecisionName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl From<PrecisionName> for Precision {
+    fn from(name: PrecisionName) -> Self {
+        match name {
+            PrecisionName::Auto => Self::Auto,
+            PrecisionName::F32 => Self::F32,
+            PrecisionName::F16 => Self::F16,
+            PrecisionName::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -65,10 +92,8 @@ impl Model {
                 BorderName::None => Border::None,
             }),
             threads: self.threads(),
-            precision: match self.precision {
-                PrecisionName::Auto | PrecisionName::F32 => Precision::F32,
-                PrecisionName::Bf16 => Precision::Bf16,
-            },
+            precision: self.precision.into(),
+            device: self.device,
         });
         engine.map_err(wrong_precision)
     }
@@ -82,7 +107,7 @@ impl Model {
 /// A precision that the machine does not have is wrong usage, whatever the weights.
 pub(super) fn wrong_precision(error: load::Error) -> Failure {
     match error {
-        load::Error::NoBf16 => Failure::Usage(error.to_string()),
+        load::Error::NoBf16 | load::Error::NoF16 => Failure::Usage(error.to_string()),
         error => error.into(),
     }
 }

@@ -105,6 +105,14 @@ impl Views {
             None => self.pictures.iter().map(find).collect(),
         }
     }
+
+    /// The pictures in which keypoints are to be found.
+    pub(super) fn unknown(&self) -> &[RgbaImage] {
+        match self.pose {
+            Some(_) => &[],
+            None => &self.pictures,
+        }
+    }
 }
 
 /// A clip and who is followed in it, or a take.

@@ -14,17 +14,17 @@ use super::live::{
     threads,
 };
 use super::refine::Refiner;
-use super::rungs::{Engines, Rung, ladder};
+use super::rungs::{Engines, Rung, best, ladder};
 use super::slot::Slot;
 use crate::animate::load::Precision;
 use crate::animate::take;
-use crate::animate::{PerformOptions, Performer};
+use crate::animate::{PerformOptions, Performer, Source};
+use crate::device::Choice;
 use crate::faces::{self, Tracker};
 use crate::frame::Prediction;
 use crate::geometry::Rect;
 use crate::gpu;
 use crate::model::Keypoints;
-use crate::model::packed::Source;
 
 /// How long the thread waits for a frame before it looks at its commands again.
 const PATIENCE: Duration = Duration::from_millis(40);
@@ -42,18 +42,18 @@ pub(super) fn infer(
     tell: &dyn Fn(Event),
     wake: &dyn Fn(),
 ) {
-    let rungs = ladder(model);
-    let engines = match Engines::load(rungs[0].clone(), threads(model)) {
+    let engines = match Engines::load(best(model), threads(model), model.device) {
         Ok(engines) => engines,
         Err(error) => return tell(Event::Failed(error.to_string())),
     };
+    let rungs = ladder(model, engines.quick());
     let name = model_name(model.weights.as_deref());
     tell(Event::Ready {
         model: name.clone(),
         size: engines.size(),
         device: engines.device(),
     });
-    let mut stage = Stage::new(engines, rungs, threads(model), tell);
+    let mut stage = Stage::new(engines, rungs, model, tell);
     loop {
         loop {
             match orders.try_recv() {
@@ -63,6 +63,7 @@ pub(super) fn infer(
             }
         }
         stage.change();
+        stage.say_notice();
         let driving = frames.wait(PATIENCE);
         let heard = driving.is_some();
         if (heard || stage.silent_since.elapsed() > SILENCE) && stage.drive(driving, shown) {
@@ -86,6 +87,7 @@ struct Stage<'a> {
     /// The next rung, on its way.
     loading: Option<(usize, Receiver<Result<Engines, String>>)>,
     threads: usize,
+    device: Choice,
     quality: Quality,
     /// Frames taken of the driver.
     taken: u64,
@@ -128,7 +130,7 @@ struct Take {
 }
 
 impl<'a> Stage<'a> {
-    fn new(engines: Engines, rungs: Vec<Rung>, threads: usize, tell: &'a dyn Fn(Event)) -> Self {
+    fn new(engines: Engines, rungs: Vec<Rung>, model: &LiveModel, tell: &'a dyn Fn(Event)) -> Self {
         let tracker = Tracker::new()
             .map_err(|error| tracing::warn!("{error}: the driver's face is not followed"))
             .ok();
@@ -138,7 +140,8 @@ impl<'a> Stage<'a> {
             engines,
             rungs,
             loading: None,
-            threads,
+            threads: threads(model),
+            device: model.device,
             quality: Quality::default(),
             taken: 0,
             pace: (Instant::now(), 0, 0.0),
@@ -276,10 +279,10 @@ impl<'a> Stage<'a> {
         if self.take.is_some() && self.rungs[rung].weights != self.engines.rung.weights {
             return;
         }
-        let (next, threads) = (self.rungs[rung].clone(), self.threads);
+        let (next, threads, device) = (self.rungs[rung].clone(), self.threads, self.device);
         let (tell, answer) = sync_channel(1);
         let load = move || {
-            let load = AssertUnwindSafe(|| Engines::load(next, threads));
+            let load = AssertUnwindSafe(|| Engines::load(next, threads, device));
             let loaded = std::panic::catch_unwind(load)
                 .map_err(|panic| panic_text(&*panic))
                 .and_then(|loaded| loaded.map_err(|error| error.to_string()));
@@ -330,6 +333,14 @@ impl<'a> Stage<'a> {
         self.say_quality();
     }
 
+    /// Says that the networks run elsewhere than they were to, when that becomes so.
+    fn say_notice(&mut self) {
+        if let Some(notice) = self.engines.notice() {
+            (self.tell)(Event::Notice(notice));
+            self.say_quality();
+        }
+    }
+
     fn say_quality(&mut self) {
         let rung = &self.engines.rung;
         self.quality = Quality {
@@ -376,9 +387,8 @@ impl<'a> Stage<'a> {
         }
         let mut old = shown.take().map(|old| old.predictions).unwrap_or_default();
         old.resize_with(sources.len(), Prediction::default);
-        for ((source, moved), out) in sources.iter().zip(&moved).zip(&mut old) {
-            self.engines.generate(source, moved, out);
-        }
+        let moves: Vec<_> = sources.iter().zip(&moved).collect();
+        self.engines.generate(&moves, &mut old);
         if let Some(refiner) = &mut self.refiner
             && let Err(error) = refiner.step(id, &mut old)
         {
@@ -537,7 +547,7 @@ struct Seen {
 }
 
 fn places(sources: &[Source]) -> Vec<&Keypoints> {
-    sources.iter().map(|source| &source.keypoints).collect()
+    sources.iter().map(Source::keypoints).collect()
 }
 
 fn milliseconds(since: Instant) -> f32 {

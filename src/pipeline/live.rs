@@ -17,6 +17,7 @@ use super::infer::infer;
 use super::slot::Slot;
 use crate::animate::PerformOptions;
 use crate::animate::load::{self, ModelOptions};
+use crate::device::Choice;
 use crate::faces::Enhancement;
 use crate::frame::Prediction;
 use crate::geometry::Rect;
@@ -196,6 +197,8 @@ pub struct LiveModel {
     pub threads: usize,
     /// Models that may be used in its place while it is too slow.
     pub others: Vec<Option<PathBuf>>,
+    /// What it runs on.
+    pub device: Choice,
 }
 
 /// The running thread. Dropping it lets the thread end by itself, without waiting.
@@ -289,6 +292,7 @@ pub fn measure(model: &LiveModel, long: Duration) -> Result<f64, String> {
     let options = ModelOptions {
         weights: model.weights.as_deref(),
         threads: threads(model),
+        device: model.device,
         ..ModelOptions::default()
     };
     let mut engine = load::engine(&options).map_err(|e| e.to_string())?;

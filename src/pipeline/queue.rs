@@ -56,6 +56,9 @@ pub struct RenderJob {
     pub enhance: Enhance,
     /// The weights; the embedded model when none.
     pub model: Option<PathBuf>,
+    /// What the networks run on, in the words of `--device`; what is there when it says nothing.
+    #[serde(default)]
+    pub device: String,
     /// The result.
     pub output: PathBuf,
     /// How far it is.
@@ -373,6 +376,7 @@ fn animator(job: &RenderJob) -> Result<Animator, String> {
     let options = ModelOptions {
         weights: job.model.as_deref(),
         threads,
+        device: job.device.parse().unwrap_or_default(),
         ..ModelOptions::default()
     };
     let engine = load::engine(&options).map_err(|e| e.to_string())?;

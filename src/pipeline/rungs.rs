@@ -1,7 +1,7 @@
 //! The ways of running a model, from the best to the cheapest, and the engines of one of them.
 //!
 //! First the products of the networks get shorter (bf16, where the processor multiplies it: nothing is to be
-//! seen of that), then the picture smaller: the generator at half the side costs about a quarter, and what it
+//! seen of that; on a graphics card they are short from the start), then the picture smaller: the generator at half the side costs about a quarter, and what it
 //! loses in sharpness comes back from the photo as far as the compositor's detail goes. Keypoints are found at
 //! the full size still, so that the motion stays the same and counts from the same reference. Only then comes a
 //! smaller model, which sees other keypoints.
@@ -12,10 +12,11 @@ use image::RgbaImage;
 
 use super::live::{LiveModel, embedded_bytes};
 use crate::animate::load::{self, ModelOptions, Precision};
+use crate::animate::{Engine, Source};
+use crate::device::Choice;
 use crate::frame::Prediction;
 use crate::geometry::Rect;
 use crate::gpu;
-use crate::model::packed::{Engine, Source};
 use crate::model::{Keypoints, ModelConfig};
 use crate::ops::simd::Isa;
 
@@ -32,8 +33,17 @@ pub(super) struct Rung {
     pub(super) half: bool,
 }
 
-/// What is there for a model: the best first.
-pub(super) fn ladder(model: &LiveModel) -> Vec<Rung> {
+/// The best way of running a model.
+pub(super) fn best(model: &LiveModel) -> Rung {
+    Rung {
+        weights: model.weights.clone(),
+        precision: Precision::Auto,
+        half: false,
+    }
+}
+
+/// What is there for a model: [`best`] first, then what is quicker, by products of `quick`.
+pub(super) fn ladder(model: &LiveModel, quick: Precision) -> Vec<Rung> {
     let bytes = |weights: &Option<PathBuf>| match weights {
         None => embedded_bytes(),
         Some(path) => std::fs::metadata(path).map_or(0, |file| file.len()),
@@ -45,17 +55,13 @@ pub(super) fn ladder(model: &LiveModel) -> Vec<Rung> {
         .filter(|&(bytes, _)| bytes > 0)
         .collect();
     smaller.sort_by_key(|&(bytes, _)| std::cmp::Reverse(bytes));
-    let quick = match Isa::bf16() {
-        Some(_) => Precision::Bf16,
-        None => Precision::F32,
-    };
     let rung = |weights: &Option<PathBuf>, precision, half| Rung {
         weights: weights.clone(),
         precision,
         half,
     };
-    let mut rungs = vec![rung(&model.weights, Precision::F32, false)];
-    if quick != Precision::F32 {
+    let mut rungs = vec![best(model)];
+    if quick != Precision::Auto {
         rungs.push(rung(&model.weights, quick, false));
     }
     rungs.push(rung(&model.weights, quick, true));
@@ -82,11 +88,12 @@ impl Engines {
     ///
     /// # Errors
     /// See [`load::engine`].
-    pub(super) fn load(rung: Rung, threads: usize) -> Result<Self, load::Error> {
+    pub(super) fn load(rung: Rung, threads: usize, device: Choice) -> Result<Self, load::Error> {
         let options = ModelOptions {
             weights: rung.weights.as_deref(),
             threads,
             precision: rung.precision,
+            device,
             ..ModelOptions::default()
         };
         let full = load::engine(&options)?;
@@ -117,12 +124,21 @@ impl Engines {
 
     /// Where it runs, for people.
     pub(super) fn device(&self) -> String {
-        let workers = self.full.workers();
-        format!(
-            "CPU ({}, {} threads)",
-            workers.isa.name(),
-            workers.threads()
-        )
+        self.full.device()
+    }
+
+    /// The shorter products that there are beside those of [`Precision::Auto`].
+    pub(super) fn quick(&self) -> Precision {
+        match self.full.packed() {
+            Some(_) if Isa::bf16().is_some() => Precision::Bf16,
+            _ => Precision::Auto,
+        }
+    }
+
+    /// What the window should know of the device, once.
+    pub(super) fn notice(&mut self) -> Option<String> {
+        let half = self.half.as_mut().and_then(Engine::notice);
+        self.full.notice().or(half)
     }
 
     /// The driver's keypoints in a square of [`Engines::size`].
@@ -137,19 +153,17 @@ impl Engines {
                 .full
                 .encode(&sized(view, self.full.config().image_size));
         };
-        let mut source = half.encode(&sized(view, half.config().image_size));
-        source.keypoints = self
-            .full
-            .keypoints(&sized(view, self.full.config().image_size));
-        source
+        let source = half.encode(&sized(view, half.config().image_size));
+        let full = self.full.config().image_size;
+        source.with_keypoints(self.full.keypoints(&sized(view, full)))
     }
 
-    /// See [`Engine::generate`].
-    pub(super) fn generate(&mut self, source: &Source, moved: &Keypoints, out: &mut Prediction) {
+    /// See [`Engine::generate_all`].
+    pub(super) fn generate(&mut self, moves: &[(&Source, &Keypoints)], out: &mut [Prediction]) {
         self.half
             .as_mut()
             .unwrap_or(&mut self.full)
-            .generate(source, moved, out);
+            .generate_all(moves, out);
     }
 }
 
@@ -185,10 +199,14 @@ mod tests {
             others: vec![None, middle.clone(), similar, large.clone()],
             ..LiveModel::default()
         };
-        let mut rungs = ladder(&model);
-        assert_eq!(rungs[0].precision, Precision::F32);
-        rungs.retain(|rung| Some(rung.precision) == rungs_end_precision(&model));
-        let ways: Vec<_> = rungs
+        let rungs = ladder(&model, Precision::Bf16);
+        assert_eq!(rungs[0], best(&model));
+        assert!(
+            rungs[1..]
+                .iter()
+                .all(|rung| rung.precision == Precision::Bf16)
+        );
+        let ways: Vec<_> = rungs[1..]
             .iter()
             .map(|rung| (rung.weights.clone(), rung.half))
             .collect();
@@ -206,7 +224,10 @@ mod tests {
         );
     }
 
-    fn rungs_end_precision(model: &LiveModel) -> Option<Precision> {
-        ladder(model).last().map(|rung| rung.precision)
+    #[test]
+    fn where_nothing_is_shorter_no_step_is_made_for_it() {
+        let rungs = ladder(&LiveModel::default(), Precision::Auto);
+        let half: Vec<bool> = rungs.iter().map(|rung| rung.half).collect();
+        assert_eq!(half, [false, true]);
     }
 }

@@ -7,7 +7,8 @@
 //!
 //! A lane makes whole frames, keypoints to picture, by itself: on two cores, two frames of one thread each
 //! take less time than two of two, whose threads wait for each other in every layer. Frames go to the
-//! lanes in turn and are fetched from them in turn, so their order is kept without sorting. What must see
+//! lanes in turn and are fetched from them in turn, so their order is kept without sorting. On a graphics card there is one lane, which
+//! makes several frames at once. What must see
 //! frames in order (the reference, smoothing) is one value that goes round the lanes between a frame's
 //! keypoints and its picture.
 //!
@@ -23,13 +24,12 @@ use std::time::Instant;
 use super::driving::{Driving, Views};
 use super::live::panic_text;
 use super::offline::{Error, Stages, enhance};
-use crate::animate::{Animator, Direction, Lane, Smoother};
+use crate::animate::{Animator, Direction, Lane, Smoother, Source};
 use crate::faces::Enhancer;
 use crate::frame::Prediction;
 use crate::gpu::{Compositor, PasteSettings};
 use crate::media::FrameSink;
 use crate::model::Keypoints;
-use crate::model::packed::Source;
 
 /// What the encoding thread owns.
 pub(super) struct Compose {
@@ -63,7 +63,7 @@ pub(super) fn stream(
     mut progress: impl FnMut(u64),
     cancel: &AtomicBool,
 ) -> Result<(Compose, Streamed), Error> {
-    let count = batch.min(animator.engine().workers().threads());
+    let (count, at_once) = animator.beside(batch);
     let (direction, sources, lanes) = animator.lanes(count).map_err(|e| Error::Thread {
         name: "infer",
         why: e.to_string(),
@@ -102,6 +102,7 @@ pub(super) fn stream(
             from_lanes.push((from_lane, spent));
             let task = Task {
                 lane,
+                at_once,
                 views,
                 spent: spent_views.clone(),
                 turn,
@@ -184,6 +185,8 @@ impl Order<'_> {
 /// A lane with its ends of the channels.
 struct Task<'a, 'o, 'd> {
     lane: Lane<'a>,
+    /// Frames of a batch.
+    at_once: usize,
     views: Receiver<Views>,
     spent: SyncSender<Views>,
     turn: Receiver<&'o mut Order<'d>>,
@@ -198,22 +201,35 @@ impl Task<'_, '_, '_> {
     /// the rest.
     fn run(mut self) -> (f64, f64) {
         let (mut finding, mut generating) = (0.0, 0.0);
-        while let Ok(views) = self.views.recv() {
-            if self.cancel.load(Ordering::Relaxed) {
+        let mut batch = Vec::with_capacity(self.at_once);
+        loop {
+            batch.extend(self.views.iter().take(self.at_once));
+            if batch.is_empty() || self.cancel.load(Ordering::Relaxed) {
                 break;
             }
-            let drivers = timed(&mut finding, || {
-                views.keypoints(|picture| self.lane.keypoints(picture))
-            });
+            let pictures = batch.iter().flat_map(Views::unknown);
+            let pictures: Vec<&[u8]> = pictures.map(|picture| &**picture).collect();
+            let found = timed(&mut finding, || self.lane.keypoints(&pictures));
             let Ok(order) = self.turn.recv() else { break };
-            let poses = order.next(drivers, &views);
+            let mut found = found.into_iter();
+            let poses = batch.iter().map(|views| {
+                let drivers = match &views.pose {
+                    Some(pose) => vec![pose.clone()],
+                    None => found.by_ref().take(views.pictures.len()).collect(),
+                };
+                order.next(drivers, views)
+            });
+            let poses: Vec<Vec<Keypoints>> = poses.collect();
             // The next lane is gone when this is the clip's last frame: it is made all the same.
             let _ = self.next_turn.send(order);
             // A full channel drops the buffer, which costs an allocation and nothing else.
-            let _ = self.spent.try_send(views);
-            let mut made = self.reuse.try_recv().unwrap_or_default();
+            for views in batch.drain(..) {
+                let _ = self.spent.try_send(views);
+            }
+            let mut made = self.reuse.try_iter().take(poses.len()).collect::<Vec<_>>();
+            made.resize_with(poses.len(), Vec::new);
             timed(&mut generating, || self.lane.animate(&poses, &mut made));
-            if self.made.send(made).is_err() {
+            if made.into_iter().any(|frame| self.made.send(frame).is_err()) {
                 break;
             }
         }

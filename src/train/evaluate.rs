@@ -15,10 +15,9 @@ use serde::Serialize;
 use super::data::{self, Clip, Clips};
 use super::error::Error;
 use super::metrics::{self, Lpips, Planes};
-use crate::animate::{Animator, MotionOptions};
+use crate::animate::{Animator, Engine, MotionOptions};
 use crate::media::clip::STILLS_RATE;
 use crate::media::sink::{self, WriteOptions};
-use crate::model::packed::Engine;
 
 /// How many clips the video of the worst shows.
 const WORST: usize = 5;

@@ -19,6 +19,7 @@ use super::stage::Stage;
 use super::stats::Stats;
 use super::words::{self, Words};
 use super::{Start, fonts, panels, theme};
+use crate::device::Choice;
 use crate::geometry::Rect;
 use crate::gpu;
 use crate::media::{self, camera, camera::CameraInfo};
@@ -108,7 +109,7 @@ pub struct App {
     saved: Settings,
     saved_at: Instant,
     opened: Instant,
-    start: Start,
+    pub(super) start: Start,
 }
 
 /// The driver as seen last.
@@ -305,6 +306,12 @@ impl App {
         ))
     }
 
+    /// What the networks run on, as far as it is chosen.
+    pub(super) fn device(&self) -> Choice {
+        let set = || self.settings.device.parse().unwrap_or_default();
+        self.start.device.unwrap_or_else(set)
+    }
+
     pub(super) fn start_live(&mut self) {
         self.live = None;
         self.model = ModelState::Loading;
@@ -317,6 +324,7 @@ impl App {
             weights: self.settings.model.clone(),
             threads: self.start.threads,
             others: self.other_models(),
+            device: self.device(),
         };
         match Live::start(model, move || ctx.request_repaint()) {
             Ok(live) => self.live = Some(live),

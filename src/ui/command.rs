@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::device::Choice;
 use crate::geometry::Rect;
 use crate::settings::{Blend, Driver, Enhance, Hold, Language, Motion, Show, Theme};
 
@@ -64,6 +65,8 @@ pub(super) enum Command {
     Language(Language),
     Theme(Theme),
     Microphone(bool),
+    /// What the networks run on.
+    Device(Choice),
     /// Hold a frame rate at the cost of quality.
     Hold(Hold),
     /// Start the networks anew, after they died.

@@ -293,6 +293,7 @@ impl App {
             motion: self.settings.motion,
             enhance: self.settings.enhance.clone(),
             model: self.settings.model.clone(),
+            device: self.device().to_string(),
             output,
             state: State::Waiting,
         });

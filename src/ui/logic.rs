@@ -541,6 +541,10 @@ impl App {
                 super::theme::apply(&self.ctx, theme);
             }
             Command::Microphone(on) => self.settings.microphone = on,
+            Command::Device(device) => {
+                (self.settings.device, self.start.device) = (device.to_string(), None);
+                self.restart();
+            }
             Command::Hold(hold) => {
                 self.settings.hold = hold;
                 self.tell_motion();

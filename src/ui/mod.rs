@@ -40,6 +40,7 @@ use eframe::egui_wgpu::{WgpuConfiguration, WgpuSetupCreateNew};
 pub use app::{App, Error};
 pub use headless::{Measured, measure, screenshot};
 
+use crate::device;
 use crate::gpu;
 use crate::settings;
 
@@ -54,6 +55,8 @@ pub struct Start {
     pub compositor: gpu::Choice,
     /// Threads of the networks; all but one of the machine's when 0.
     pub threads: usize,
+    /// What the networks run on, in place of what the settings say.
+    pub device: Option<device::Choice>,
     /// The folder of the settings; nothing is remembered without.
     pub config: Option<PathBuf>,
     /// Start neither networks nor driver: for pictures of the window alone.

@@ -266,6 +266,7 @@ impl App {
         }
         let model = LiveModel {
             weights: file.clone(),
+            device: self.device(),
             ..LiveModel::default()
         };
         match on_thread("self-test", &self.ctx, move || {

@@ -205,6 +205,7 @@ words! {
     dark: "Dark", "深色";
     light: "Light", "浅色";
     microphone: "Record the microphone", "录制麦克风";
+    networks_on: "Networks run on", "神经网络运行于";
     output_folder: "Results go to", "结果保存到";
     choose_folder: "Choose…", "选择…";
 

@@ -10,6 +10,7 @@ use egui_material_icons::icons::{ICON_CLOSE, ICON_INFO, ICON_WARNING};
 
 use super::reel::dashed;
 use super::tuning::{DRAWER, knob};
+use crate::device::Choice;
 use crate::settings::{Hold, Language, Theme};
 use crate::ui::app::{App, ModelState};
 use crate::ui::command::{Command, Place};
@@ -181,6 +182,19 @@ fn settings(app: &mut App, ui: &mut Ui) {
             let mut microphone = app.settings.microphone;
             if toggle(ui, words.microphone, words.record_tip, &mut microphone) {
                 wanted.push(Command::Microphone(microphone));
+            }
+            // Where there is something to choose.
+            let cards = Choice::Auto.order();
+            if !cards.is_empty() {
+                ui.horizontal(|ui| {
+                    ui.label(words.networks_on);
+                    for device in [Choice::Auto].into_iter().chain(cards).chain([Choice::Cpu]) {
+                        let chosen = app.device() == device;
+                        if ui.selectable_label(chosen, device.to_string()).clicked() {
+                            wanted.push(Command::Device(device));
+                        }
+                    }
+                });
             }
             let mut hold = app.settings.hold;
             let mut changed = toggle(ui, words.hold, words.hold_tip, &mut hold.on);

@@ -5,6 +5,7 @@ use eframe::egui::{
     Sense, Shape, Stroke, Ui, WidgetInfo, pos2, vec2,
 };
 
+use crate::device::Choice;
 use crate::pipeline::live::Stages;
 use crate::settings::Driver;
 use crate::ui::app::{App, ModelState};
@@ -141,10 +142,10 @@ fn device(app: &App, ui: &mut Ui, colours: &Colours) {
         ModelState::Loading => (app.words.loading_model.to_owned(), colours.dim),
         ModelState::Failed(why) => (why.clone(), colours.bad),
         ModelState::Ready { device, .. } => {
-            let text = if cfg!(feature = "cuda") {
-                device.clone()
-            } else {
+            let text = if Choice::Auto.order().is_empty() {
                 format!("{} {device}", app.words.no_cuda)
+            } else {
+                device.clone()
             };
             (text, colours.accent)
         }

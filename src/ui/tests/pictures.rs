@@ -338,6 +338,7 @@ fn jobs(harness: &mut Harness<'static, App>) {
             motion: Motion::default(),
             enhance: Enhance::default(),
             model: None,
+            device: "auto".to_owned(),
             output: PathBuf::from("/home/me/Videos/mimic/portrait.mp4"),
             state: JobState::Waiting,
         };

@@ -1,0 +1,491 @@
+//! The networks, wherever they run: the packed engine on the CPU, or candle's on a graphics card.
+//!
+//! A card may go away or run out of memory at any time. Then fewer frames are made at once, and at last the CPU takes
+//! over: nobody who animates needs to know, and [`Engine::notice`] says it.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::pictures;
+use crate::device::Card;
+use crate::frame::Prediction;
+use crate::model::{Keypoints, ModelConfig, Networks, SourceFeatures, packed};
+use crate::ops::fused;
+use crate::ops::threads::Workers;
+
+/// A model that is ready to run.
+#[derive(Debug)]
+pub struct Engine {
+    run: Run,
+    /// Why it does not run where it was to.
+    why: Option<String>,
+    /// That has been said.
+    told: bool,
+}
+
+#[derive(Debug)]
+enum Run {
+    Packed(Box<packed::Engine>),
+    Card(Box<OnCard>),
+}
+
+/// What depends on the photo alone.
+#[derive(Clone, Debug)]
+pub struct Source(Kept);
+
+#[derive(Clone, Debug)]
+enum Kept {
+    Packed(packed::Source),
+    Card(Box<CardSource>),
+}
+
+#[derive(Clone, Debug)]
+struct CardSource {
+    keypoints: Keypoints,
+    features: SourceFeatures,
+    /// The photo, in case the card is lost.
+    rgba: Vec<u8>,
+    /// What the CPU makes of it then.
+    packed: OnceLock<packed::Source>,
+}
+
+impl Source {
+    /// The photo's keypoints.
+    pub fn keypoints(&self) -> &Keypoints {
+        match &self.0 {
+            Kept::Packed(source) => &source.keypoints,
+            Kept::Card(source) => &source.keypoints,
+        }
+    }
+
+    /// The same with keypoints that were found otherwise.
+    pub fn with_keypoints(mut self, keypoints: Keypoints) -> Self {
+        match &mut self.0 {
+            Kept::Packed(source) => source.keypoints = keypoints,
+            Kept::Card(source) => source.keypoints = keypoints,
+        }
+        self
+    }
+}
+
+impl Engine {
+    /// On the CPU.
+    pub fn on_cpu(engine: packed::Engine) -> Self {
+        Self {
+            run: Run::Packed(Box::new(engine)),
+            why: None,
+            told: false,
+        }
+    }
+
+    /// On a card, in `precision`; `workers` are for the CPU, should it have to take over. One frame is made, so that what the
+    /// card cannot do is known now.
+    ///
+    /// # Errors
+    /// When the card cannot make that frame.
+    pub fn on_card(
+        config: &ModelConfig,
+        tensors: &BTreeMap<String, Tensor>,
+        card: &Card,
+        precision: DType,
+        workers: Workers,
+    ) -> Result<Self> {
+        fused::one_stream(&card.device);
+        let networks = Networks::in_precision(config, tensors, &card.device, precision)?;
+        let card = OnCard {
+            networks,
+            card: card.clone(),
+            precision,
+            at_once: usize::MAX,
+            spare: Some((tensors.clone(), workers)),
+        };
+        let side = config.image_size as usize;
+        let grey = vec![128u8; side * side * 4];
+        let source = card.encode(&grey)?;
+        let keypoints = source.keypoints.clone();
+        card.generate(&[(&source, &keypoints)], &mut [Prediction::default()])?;
+        Ok(Self {
+            run: Run::Card(Box::new(card)),
+            why: None,
+            told: false,
+        })
+    }
+
+    /// The same, which was to run elsewhere: why it does not.
+    pub(crate) fn instead(mut self, why: Option<String>) -> Self {
+        self.why = why;
+        self
+    }
+
+    /// Why it does not run where it was to, once.
+    pub fn notice(&mut self) -> Option<String> {
+        match std::mem::replace(&mut self.told, true) {
+            false => self.why.clone(),
+            true => None,
+        }
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        match &self.run {
+            Run::Packed(engine) => engine.config(),
+            Run::Card(card) => &card.networks.config,
+        }
+    }
+
+    /// Where it runs, for people.
+    pub fn device(&self) -> String {
+        match &self.run {
+            Run::Packed(engine) => {
+                let workers = engine.workers();
+                let cpu = format!(
+                    "CPU ({}, {} threads)",
+                    workers.isa.name(),
+                    workers.threads()
+                );
+                match &self.why {
+                    Some(why) => format!("{cpu}: {why}"),
+                    None => cpu,
+                }
+            }
+            Run::Card(card) => format!("{} ({})", card.card.name, card.precision.as_str()),
+        }
+    }
+
+    /// The engine of the CPU, when it runs there: for what only that has.
+    pub fn packed(&self) -> Option<&packed::Engine> {
+        match &self.run {
+            Run::Packed(engine) => Some(engine),
+            Run::Card(_) => None,
+        }
+    }
+
+    /// The same networks on threads of their own: see [`packed::Engine::beside`]. None on a card, where frames that are to be
+    /// made beside each other are one batch.
+    ///
+    /// # Errors
+    /// When the system refuses to start a thread.
+    pub fn beside(
+        &self,
+        threads: usize,
+    ) -> std::result::Result<Option<Self>, rayon::ThreadPoolBuildError> {
+        let packed = self
+            .packed()
+            .map(|engine| engine.beside(threads))
+            .transpose()?;
+        Ok(packed.map(Self::on_cpu))
+    }
+
+    /// The keypoints of a square picture of the model's size, `size * size` RGBA pixels.
+    ///
+    /// # Panics
+    /// When the picture has another size: a fault of the program.
+    pub fn keypoints(&mut self, rgba: &[u8]) -> Keypoints {
+        self.keypoints_of(&[rgba]).remove(0)
+    }
+
+    /// The keypoints of several pictures.
+    ///
+    /// # Panics
+    /// As [`Engine::keypoints`].
+    pub fn keypoints_of(&mut self, pictures: &[&[u8]]) -> Vec<Keypoints> {
+        let mut found = Vec::with_capacity(pictures.len());
+        while found.len() < pictures.len() {
+            let rest = &pictures[found.len()..];
+            match &mut self.run {
+                Run::Packed(engine) => found.extend(rest.iter().map(|rgba| engine.keypoints(rgba))),
+                Run::Card(card) => {
+                    let some = &rest[..rest.len().min(card.at_once)];
+                    match card.keypoints(some) {
+                        Ok(keypoints) => found.extend(keypoints),
+                        Err(error) => self.give_way(some.len(), &error),
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// Prepares a photo's crop: a square picture of the model's size.
+    ///
+    /// # Panics
+    /// As [`Engine::keypoints`].
+    pub fn encode(&mut self, rgba: &[u8]) -> Source {
+        loop {
+            match &mut self.run {
+                Run::Packed(engine) => return Source(Kept::Packed(engine.encode(rgba))),
+                Run::Card(card) => match card.encode(rgba) {
+                    Ok(source) => return Source(Kept::Card(Box::new(source))),
+                    Err(error) => self.give_way(1, &error),
+                },
+            }
+        }
+    }
+
+    /// Moves a photo to the driving keypoints (see [`normalise`](super::normalise)) into `out`, whose buffers are reused.
+    pub fn generate(&mut self, source: &Source, driving: &Keypoints, out: &mut Prediction) {
+        self.generate_all(&[(source, driving)], std::slice::from_mut(out));
+    }
+
+    /// Several at once: faces of one frame, or frames.
+    pub fn generate_all(&mut self, moves: &[(&Source, &Keypoints)], out: &mut [Prediction]) {
+        let mut done = 0;
+        while done < moves.len().min(out.len()) {
+            let rest = &moves[done..];
+            match &mut self.run {
+                Run::Packed(engine) => {
+                    for ((source, driving), out) in rest.iter().zip(&mut out[done..]) {
+                        let source = source.on_cpu(engine);
+                        engine.generate(source, driving, out);
+                    }
+                    return;
+                }
+                Run::Card(card) => {
+                    let count = rest.len().min(card.at_once).min(out.len() - done);
+                    let some: Option<Vec<_>> = rest[..count]
+                        .iter()
+                        .map(|(source, driving)| match &source.0 {
+                            Kept::Card(source) => Some((&**source, *driving)),
+                            Kept::Packed(_) => None,
+                        })
+                        .collect();
+                    let made = match some {
+                        Some(some) => card.generate(&some, &mut out[done..done + count]),
+                        None => Err(candle_core::Error::Msg(
+                            "the photo was prepared on the CPU".to_owned(),
+                        )),
+                    };
+                    match made {
+                        Ok(()) => done += count,
+                        Err(error) => self.give_way(count, &error),
+                    }
+                }
+            }
+        }
+    }
+
+    /// After the card has failed on `count` things at once: half as many from now on, and after one the CPU.
+    fn give_way(&mut self, count: usize, error: &candle_core::Error) {
+        let Run::Card(card) = &mut self.run else {
+            return;
+        };
+        let (name, error) = (card.card.name.clone(), error.to_string());
+        let why = error.lines().next().unwrap_or_default().to_owned();
+        if count > 1 {
+            card.at_once = count / 2;
+            tracing::warn!(
+                "{name} failed on {count} frames at once ({why}); trying {}",
+                card.at_once
+            );
+            return;
+        }
+        let packed = card.spare.take().map(|(tensors, workers)| {
+            packed::Engine::new(&card.networks.config, &tensors, workers)
+        });
+        match packed {
+            Some(Ok(engine)) => {
+                self.run = Run::Packed(Box::new(engine));
+                let why = format!("{name} has failed ({why})");
+                tracing::warn!("{why}: the networks go on on the CPU");
+                (self.why, self.told) = (Some(why), false);
+            }
+            // The same tensors have made networks before.
+            _ => panic!("{name} has failed ({why}), and the CPU's engine could not be made"),
+        }
+    }
+}
+
+impl Source {
+    /// As the CPU's engine has it; made when it is first asked for after a card was lost.
+    fn on_cpu(&self, engine: &mut packed::Engine) -> &packed::Source {
+        match &self.0 {
+            Kept::Packed(source) => source,
+            Kept::Card(source) => source.packed.get_or_init(|| {
+                let mut packed = engine.encode(&source.rgba);
+                packed.keypoints = source.keypoints.clone();
+                packed
+            }),
+        }
+    }
+}
+
+/// Networks on a card.
+#[derive(Debug)]
+struct OnCard {
+    networks: Networks,
+    card: Card,
+    precision: DType,
+    /// How many frames it can make at once, as far as is known.
+    at_once: usize,
+    /// What the CPU's engine is made of when it must take over.
+    spare: Option<(BTreeMap<String, Tensor>, Workers)>,
+}
+
+/// What Metal leaves to be freed at some time is freed after `work`: the threads of the networks have no loop that does it.
+fn pooled<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(all(feature = "metal", target_os = "macos"))]
+    return objc2::rc::autoreleasepool(|_| work());
+    #[cfg(not(all(feature = "metal", target_os = "macos")))]
+    work()
+}
+
+impl OnCard {
+    fn keypoints(&self, pictures: &[&[u8]]) -> Result<Vec<Keypoints>> {
+        pooled(|| {
+            let pictures = self.upload(pictures)?;
+            Keypoints::from_tensors(&self.networks.keypoint_detector.forward(&pictures)?)
+        })
+    }
+
+    fn encode(&self, rgba: &[u8]) -> Result<CardSource> {
+        pooled(|| self.encode_now(rgba))
+    }
+
+    fn generate(&self, moves: &[(&CardSource, &Keypoints)], out: &mut [Prediction]) -> Result<()> {
+        pooled(|| self.generate_now(moves, out))
+    }
+
+    fn encode_now(&self, rgba: &[u8]) -> Result<CardSource> {
+        let picture = self.upload(&[rgba])?;
+        let found = Keypoints::from_tensors(&self.networks.keypoint_detector.forward(&picture)?)?;
+        let Some(keypoints) = found.into_iter().next() else {
+            bail!("no keypoints of a picture");
+        };
+        Ok(CardSource {
+            keypoints,
+            features: self.networks.generator.encode_source(&picture)?,
+            rgba: rgba.to_vec(),
+            packed: OnceLock::new(),
+        })
+    }
+
+    fn generate_now(
+        &self,
+        moves: &[(&CardSource, &Keypoints)],
+        out: &mut [Prediction],
+    ) -> Result<()> {
+        let Some((first, _)) = moves.first() else {
+            return Ok(());
+        };
+        let device = &self.card.device;
+        let same = moves
+            .iter()
+            .all(|(source, _)| std::ptr::eq(*source, *first));
+        let sources: Vec<&CardSource> = match same {
+            // One photo serves the whole batch.
+            true => vec![*first],
+            false => moves.iter().map(|(source, _)| *source).collect(),
+        };
+        let batch;
+        let features = match &sources[..] {
+            [one] => &one.features,
+            _ => {
+                let features: Vec<&SourceFeatures> =
+                    sources.iter().map(|source| &source.features).collect();
+                batch = SourceFeatures::batch(&features)?;
+                &batch
+            }
+        };
+        let of_sources: Vec<Keypoints> = sources
+            .iter()
+            .map(|source| source.keypoints.clone())
+            .collect();
+        let driving: Vec<Keypoints> = moves
+            .iter()
+            .map(|(_, driving)| (*driving).clone())
+            .collect();
+        let of_sources = Keypoints::to_tensors(&of_sources, device)?;
+        let driving = Keypoints::to_tensors(&driving, device)?;
+        let made = self
+            .networks
+            .generator
+            .forward(features, &of_sources, &driving)?;
+        pictures::predictions(&made, out)
+    }
+
+    /// Square RGBA pictures as (b, 3, h, w) in 0..1.
+    fn upload(&self, pictures: &[&[u8]]) -> Result<Tensor> {
+        let side = self.networks.config.image_size as usize;
+        let length = 4 * side * side;
+        assert!(
+            pictures.iter().all(|rgba| rgba.len() == length),
+            "pictures of {side}x{side} pixels"
+        );
+        let bytes = Tensor::from_vec(
+            pictures.concat(),
+            (pictures.len(), side, side, 4),
+            &self.card.device,
+        )?;
+        bytes
+            .to_dtype(DType::F32)?
+            .narrow(3, 0, 3)?
+            .permute((0, 3, 1, 2))?
+            .contiguous()?
+            .affine(1.0 / 255.0, 0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::animate::load;
+
+    /// The embedded model on the CPU as if it were a card.
+    fn engine() -> Engine {
+        let (checkpoint, config) = load::checkpoint(None, load::ConfigSource::Found).unwrap();
+        let card = Card {
+            device: Device::Cpu,
+            name: "a card".to_owned(),
+            usual: DType::F32,
+        };
+        let workers = Workers::new(1).unwrap();
+        Engine::on_card(&config, &checkpoint.tensors, &card, card.usual, workers).unwrap()
+    }
+
+    #[test]
+    fn a_card_that_fails_makes_less_at_once_and_gives_way_to_the_cpu() {
+        let mut engine = engine();
+        let side = engine.config().image_size as usize;
+        let photo: Vec<u8> = (0..4 * side * side).map(|i| (i * 7 % 256) as u8).collect();
+        let source = engine.encode(&photo);
+        let mut pose = source.keypoints().clone();
+        pose.value[0][0] += 0.2;
+        let moves = [(&source, source.keypoints()), (&source, &pose)];
+        let mut on_card = vec![Prediction::default(); 2];
+        engine.generate_all(&moves, &mut on_card);
+        assert_eq!(engine.notice(), None);
+
+        let full = || candle_core::Error::Msg("out of memory\nand a backtrace".to_owned());
+        engine.give_way(2, &full());
+        assert!(engine.packed().is_none());
+        let mut singly = vec![Prediction::default(); 2];
+        engine.generate_all(&moves, &mut singly);
+        assert_eq!(singly[1].rgba, on_card[1].rgba);
+
+        engine.give_way(1, &full());
+        assert!(engine.packed().is_some());
+        let said = engine.notice().unwrap();
+        assert!(
+            said.contains("a card") && said.contains("out of memory") && !said.contains('\n'),
+            "{said}"
+        );
+        assert!(engine.device().contains(&said));
+        assert_eq!(engine.notice(), None);
+        // What was prepared on the card goes on on the CPU, as it was.
+        let mut on_cpu = vec![Prediction::default(); 2];
+        engine.generate_all(&moves, &mut on_cpu);
+        for (a, b) in on_cpu.iter().zip(&on_card) {
+            let off: u64 = a
+                .rgba
+                .iter()
+                .zip(&b.rgba)
+                .map(|(a, b)| u64::from(a.abs_diff(*b)))
+                .sum();
+            assert!((off as f64) < a.rgba.len() as f64, "{off}");
+        }
+    }
+}

@@ -14,7 +14,7 @@ CROP = 150,60,670,580
 GIF_FROM = 0.6
 GIF_SECONDS = 3.5
 
-.PHONY: help demo test test-camera soak run bench fuzz screenshots packages
+.PHONY: help demo test test-camera soak run bench gpu-check gpu-pack fuzz screenshots packages
 
 help:
 	@echo 'make demo    make the Mona Lisa follow a drawn performer: output/result.mp4, output/demo.gif'
@@ -23,6 +23,8 @@ help:
 	@echo 'make run     open the window'
 	@echo 'make soak    run the demo in the window for SOAK_SECONDS=$(SOAK_SECONDS) and see that memory stays flat'
 	@echo 'make bench   time mimic, PyTorch and ONNX Runtime on this machine (THREADS=$(THREADS), Python in VENV=$(VENV))'
+	@echo 'make gpu-check   test and time mimic on this machine'"'"'s graphics card (output/gpu-check; PROFILE, FEATURES, DEVICE: see scripts/gpu-check.sh)'
+	@echo 'make gpu-pack    the same as a folder to carry to a machine with a card'
 	@echo 'make screenshots   make the pictures in screenshots/ anew'
 	@echo 'make fuzz    feed broken files to every parser, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
 
@@ -69,6 +71,12 @@ bench: packages
 		echo 'PyTorch and ONNX Runtime could not be installed (Python 3.11 with venv, and PyPI): mimic is timed alone.'; \
 		set -x; cargo run --locked -q --release -- bench --faces --threads $(THREADS); \
 	fi
+
+gpu-pack: packages
+	scripts/gpu-check.sh pack output/gpu-check
+
+gpu-check: gpu-pack
+	output/gpu-check/gpu-check.sh
 
 fuzz:
 	@scripts/packages.sh fuzz

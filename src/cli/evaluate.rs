@@ -44,6 +44,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     };
     let job = Job {
         data: args.data,
+        kept_back: None,
         output: args.output,
         frames: args.frames.map(|n| n as usize),
         lpips,

@@ -2,6 +2,7 @@
 
 mod animate;
 mod bench;
+mod compress;
 mod doctor;
 mod evaluate;
 mod faces;

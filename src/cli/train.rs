@@ -1,6 +1,6 @@
 //! `mimic train`: models of one's own, and clips made ready for them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Subcommand;
@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::train::{self, Options, Progress, TrainConfig, Trainer, prepare};
 
-use super::{Failure, stop};
+use super::{Failure, compress, stop};
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -16,6 +16,24 @@ pub(super) struct Args {
     /// PaddleGAN's or first-order-model's YAML file, as it is
     #[arg(short, long, value_name = "YAML", required = true)]
     config_file: Option<PathBuf>,
+    #[command(flatten)]
+    changes: Changes,
+    /// Go on from a checkpoint of this training (state.safetensors)
+    #[arg(long, value_name = "FILE", conflicts_with = "load")]
+    resume: Option<PathBuf>,
+    /// Start from the weights of a model instead of random ones
+    #[arg(long, visible_alias = "weights", value_name = "FILE")]
+    load: Option<PathBuf>,
+    /// End after so many steps in all
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What the command line changes of a training file.
+#[derive(Debug, clap::Args)]
+pub(super) struct Changes {
     /// Change what the file says: -o dataset.train.batch_size=4 mimic.l1=10
     #[arg(short = 'o', long = "opt", value_name = "KEY=VALUE", num_args = 1..)]
     overrides: Vec<String>,
@@ -31,29 +49,58 @@ pub(super) struct Args {
     /// Landmarks of the clips: safetensors with (frames, n, 2) in -1..1 for each
     #[arg(long, value_name = "FILE")]
     landmarks: Option<PathBuf>,
-    /// Go on from a checkpoint of this training (state.safetensors)
-    #[arg(long, value_name = "FILE", conflicts_with = "load")]
-    resume: Option<PathBuf>,
-    /// Start from the weights of a model instead of random ones
-    #[arg(long, visible_alias = "weights", value_name = "FILE")]
-    load: Option<PathBuf>,
-    /// End after so many steps in all
-    #[arg(long, value_name = "N")]
-    steps: Option<u64>,
     /// What random numbers start from
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Memory for frames in MB
     #[arg(long, value_name = "MB")]
     cache: Option<u64>,
-    #[command(subcommand)]
-    command: Option<Command>,
+}
+
+impl Changes {
+    /// What a training file says with these changes; of no file, `text` is what it says.
+    pub(super) fn config(&self, file: Option<&Path>, text: &str) -> Result<TrainConfig, Failure> {
+        let read;
+        let (path, text) = match file {
+            Some(file) => {
+                read = std::fs::read_to_string(file)
+                    .map_err(|e| Failure::Usage(format!("cannot read {}: {e}", file.display())))?;
+                (file.display().to_string(), read.as_str())
+            }
+            None => ("in this program".to_owned(), text),
+        };
+        let mut changes = self.overrides.clone();
+        if let Some(landmarks) = &self.landmarks {
+            // Before the file is checked: it may ask for them.
+            changes.push(format!("mimic.landmarks={}", serde_json::json!(landmarks)));
+        }
+        let mut config = TrainConfig::from_yaml(text, &changes)
+            .map_err(|what| Failure::Usage(train::Error::Config { path, what }.to_string()))?;
+        if let Some(data) = &self.data {
+            config.data.root.clone_from(data);
+        }
+        if let Some(output) = &self.output {
+            config.output.clone_from(output);
+        }
+        if self.perceptual.is_some() {
+            config
+                .recipe
+                .perceptual_network
+                .clone_from(&self.perceptual);
+        }
+        config.recipe.seed = self.seed.unwrap_or(config.recipe.seed);
+        config.recipe.cache = self.cache.unwrap_or(config.recipe.cache);
+        Ok(config)
+    }
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Find the face in clips, cut them at scene changes and write frames to train on
     Prepare(PrepareArgs),
+    /// Make a small model that does what a large one does: keypoint detector, generator and both learn from it
+    /// in turn, then channels are pruned
+    Compress(Box<compress::Args>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -76,6 +123,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let stop = stop();
     match &args.command {
         Some(Command::Prepare(args)) => run_prepare(args, stop),
+        Some(Command::Compress(args)) => compress::run(args, stop),
         None => run_training(args, stop),
     }
 }
@@ -84,35 +132,12 @@ fn run_training(args: &Args, stop: &AtomicBool) -> Result<(), Failure> {
     let Some(file) = &args.config_file else {
         return Err(Failure::Usage("training needs --config-file".to_owned()));
     };
-    let text = std::fs::read_to_string(file)
-        .map_err(|e| Failure::Usage(format!("cannot read {}: {e}", file.display())))?;
-    let mut changes = args.overrides.clone();
-    if let Some(landmarks) = &args.landmarks {
-        // Before the file is checked: it may ask for them.
-        changes.push(format!("mimic.landmarks={}", serde_json::json!(landmarks)));
-    }
-    let mut config = TrainConfig::from_yaml(&text, &changes).map_err(|what| {
-        let path = file.display().to_string();
-        Failure::Usage(train::Error::Config { path, what }.to_string())
-    })?;
-    if let Some(data) = &args.data {
-        config.data.root.clone_from(data);
-    }
-    if let Some(output) = &args.output {
-        config.output.clone_from(output);
-    }
-    if args.perceptual.is_some() {
-        config
-            .recipe
-            .perceptual_network
-            .clone_from(&args.perceptual);
-    }
-    config.recipe.seed = args.seed.unwrap_or(config.recipe.seed);
-    config.recipe.cache = args.cache.unwrap_or(config.recipe.cache);
+    let config = args.changes.config(Some(file), "")?;
     let options = Options {
         resume: args.resume.clone(),
         load: args.load.clone(),
         steps: args.steps,
+        ..Options::default()
     };
     let mut trainer = Trainer::open(config, &options)?;
     let result = trainer.run(tell, stop);
@@ -126,7 +151,8 @@ fn run_training(args: &Args, stop: &AtomicBool) -> Result<(), Failure> {
     Ok(result?)
 }
 
-fn tell(progress: &Progress<'_>) {
+/// A line of the log for what a training says.
+pub(super) fn tell(progress: &Progress<'_>) {
     match progress {
         Progress::Started {
             clips,

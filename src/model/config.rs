@@ -88,6 +88,10 @@ pub struct GeneratorConfig {
     pub block_expansion: usize,
     /// Most features anywhere.
     pub max_features: usize,
+    /// Features of each size from the full one down, where channels were pruned: instead of what the two
+    /// numbers above say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub widths: Option<Vec<usize>>,
     /// How often the encoder halves the picture.
     pub num_down_blocks: usize,
     /// Residual blocks at the smallest size.
@@ -111,6 +115,10 @@ pub struct DenseMotionConfig {
     pub block_expansion: usize,
     /// Most features anywhere.
     pub max_features: usize,
+    /// Features of each size from the full one down, where channels were pruned: instead of what the two
+    /// numbers above say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub widths: Option<Vec<usize>>,
     /// Depth of the hourglass.
     pub num_blocks: usize,
     /// The picture is reduced by this first: 1 / n.
@@ -138,6 +146,7 @@ impl ModelConfig {
         let hourglass = |block_expansion, max_features| DenseMotionConfig {
             block_expansion,
             max_features,
+            widths: None,
             num_blocks: 5,
             scale_factor: 0.25,
             kp_variance: usual_variance(),
@@ -155,6 +164,7 @@ impl ModelConfig {
         let generator = |block_expansion, max_features, blocks, dense_motion| GeneratorConfig {
             block_expansion,
             max_features,
+            widths: None,
             num_down_blocks: 2,
             num_bottleneck_blocks: blocks,
             estimate_occlusion_map: true,
@@ -290,6 +300,8 @@ impl ModelConfig {
             0,
             64,
         )?;
+        check_listed("generator", &generator.widths, generator.num_down_blocks)?;
+        check_listed("dense_motion", &motion.widths, motion.num_blocks)?;
         within("kp_detector pad", self.kp.pad, 0, 3)?;
         positive("kp_detector temperature", self.kp.temperature)?;
         positive("dense_motion kp_variance", motion.kp_variance)?;
@@ -313,7 +325,7 @@ impl ModelConfig {
         let pixels = (self.image_size as usize).pow(2);
         within(
             "generator block_expansion * image_size^2",
-            generator.block_expansion * pixels,
+            generator.width(0) * pixels,
             1,
             1 << 28,
         )?;
@@ -348,11 +360,22 @@ impl KpConfig {
 impl GeneratorConfig {
     /// Features after halving the picture `level` times.
     pub fn width(&self, level: usize) -> usize {
-        hourglass::width(self.block_expansion, self.max_features, level)
+        let listed = self.widths.as_ref().and_then(|widths| widths.get(level));
+        listed
+            .copied()
+            .unwrap_or_else(|| hourglass::width(self.block_expansion, self.max_features, level))
     }
 }
 
 impl DenseMotionConfig {
+    /// Features of the hourglass after halving the picture `level` times.
+    pub fn width(&self, level: usize) -> usize {
+        let listed = self.widths.as_ref().and_then(|widths| widths.get(level));
+        listed
+            .copied()
+            .unwrap_or_else(|| hourglass::width(self.block_expansion, self.max_features, level))
+    }
+
     /// n of the reduction by 1 / n.
     pub fn factor(&self) -> usize {
         nearest_factor(self.scale_factor)
@@ -457,6 +480,21 @@ fn check_widths(section: &str, block_expansion: usize, max_features: usize) -> R
         1,
         max_features,
     )
+}
+
+/// Listed widths: one for each size of a network that halves its picture `depth` times.
+fn check_listed(section: &str, widths: &Option<Vec<usize>>, depth: usize) -> Result<(), Error> {
+    let Some(widths) = widths else { return Ok(()) };
+    if widths.len() != depth + 1 {
+        return Err(out_of_range(
+            &format!("{section} widths"),
+            format!("{widths:?}"),
+            &format!("{} numbers, one for each size", depth + 1),
+        ));
+    }
+    widths
+        .iter()
+        .try_for_each(|&width| within(&format!("{section} widths"), width, 1, 4096))
 }
 
 fn within(key: &str, value: usize, low: usize, high: usize) -> Result<(), Error> {

@@ -56,7 +56,7 @@ impl DenseMotion {
         };
         Ok(Self {
             down: super::reduction(motion.factor(), mobile, vb.device())?,
-            hourglass: Hourglass::new(shape, vb.pp("hourglass"))?,
+            hourglass: Hourglass::new(&shape, vb.pp("hourglass"))?,
             mask: Head::new(features, config.num_kp + 1, mobile, vb.pp("mask"))?,
             occlusion,
             kp_variance: motion.kp_variance,

@@ -16,7 +16,7 @@ pub struct Hourglass {
 impl Hourglass {
     /// Reads `encoder.down_blocks.N` and `decoder.up_blocks.N`. What comes out has
     /// [`Shape::c_out`] features.
-    pub fn new(shape: Shape, vb: VarBuilder) -> Result<Self> {
+    pub fn new(shape: &Shape, vb: VarBuilder) -> Result<Self> {
         let (down, up) = (vb.pp("encoder.down_blocks"), vb.pp("decoder.up_blocks"));
         let down_blocks = shape
             .encoder_widths()
@@ -60,16 +60,12 @@ pub fn width(block_expansion: usize, max_features: usize, level: usize) -> usize
 }
 
 /// How deep and wide an hourglass is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Shape {
     /// Channels of its input.
     pub c_in: usize,
-    /// Features at full size.
-    pub block_expansion: usize,
-    /// Most features anywhere.
-    pub max_features: usize,
-    /// How often it halves the picture.
-    pub num_blocks: usize,
+    /// Features of each size, from the full one to the smallest.
+    pub widths: Vec<usize>,
     /// Depthwise convolutions.
     pub mobile: bool,
 }
@@ -80,9 +76,9 @@ impl Shape {
         let kp = &config.kp;
         Self {
             c_in: config.num_channels,
-            block_expansion: kp.block_expansion,
-            max_features: kp.max_features,
-            num_blocks: kp.num_blocks,
+            widths: (0..=kp.num_blocks)
+                .map(|level| width(kp.block_expansion, kp.max_features, level))
+                .collect(),
             mobile: kp.mobile,
         }
     }
@@ -92,24 +88,29 @@ impl Shape {
         let motion = &config.generator.dense_motion;
         Self {
             c_in: (config.num_kp + 1) * (config.num_channels + 1),
-            block_expansion: motion.block_expansion,
-            max_features: motion.max_features,
-            num_blocks: motion.num_blocks,
+            widths: (0..=motion.num_blocks)
+                .map(|level| motion.width(level))
+                .collect(),
             mobile: config.generator.mobile,
         }
     }
 
+    /// How often it halves the picture.
+    pub fn num_blocks(&self) -> usize {
+        self.widths.len().saturating_sub(1)
+    }
+
     /// Features that come out: the last up block's and the input's.
     pub fn c_out(&self) -> usize {
-        self.block_expansion + self.c_in
+        self.widths[0] + self.c_in
     }
 
     /// Features into and out of each down block, first to last.
     pub fn encoder_widths(&self) -> Vec<(usize, usize)> {
-        (0..self.num_blocks)
+        (0..self.num_blocks())
             .map(|i| {
-                let from = if i == 0 { self.c_in } else { self.width(i) };
-                (from, self.width(i + 1))
+                let from = if i == 0 { self.c_in } else { self.widths[i] };
+                (from, self.widths[i + 1])
             })
             .collect()
     }
@@ -117,14 +118,10 @@ impl Shape {
     /// Features into and out of each up block, first (the smallest picture) to last.
     pub fn decoder_widths(&self) -> Vec<(usize, usize)> {
         // All but the first get as many features again from the encoder.
-        let shares = |level| if level + 1 == self.num_blocks { 1 } else { 2 };
-        (0..self.num_blocks)
+        let shares = |level| if level + 1 == self.num_blocks() { 1 } else { 2 };
+        (0..self.num_blocks())
             .rev()
-            .map(|i| (shares(i) * self.width(i + 1), self.width(i)))
+            .map(|i| (shares(i) * self.widths[i + 1], self.widths[i]))
             .collect()
-    }
-
-    fn width(&self, level: usize) -> usize {
-        width(self.block_expansion, self.max_features, level)
     }
 }

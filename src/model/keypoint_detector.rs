@@ -39,7 +39,7 @@ impl KeypointDetector {
     pub fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
         let kp = &config.kp;
         let shape = Shape::of_keypoints(config);
-        let predictor = Hourglass::new(shape, vb.pp("predictor"))?;
+        let predictor = Hourglass::new(&shape, vb.pp("predictor"))?;
         let features = shape.c_out();
         let head =
             |c_out, name| Head::for_keypoints(features, c_out, kp.pad, kp.mobile, vb.pp(name));

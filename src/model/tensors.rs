@@ -21,7 +21,7 @@ impl ModelConfig {
 
     fn list_keypoint_detector(&self, list: &mut List) {
         let kp = &self.kp;
-        let features = list.hourglass("kp_detector.predictor", Shape::of_keypoints(self));
+        let features = list.hourglass("kp_detector.predictor", &Shape::of_keypoints(self));
         let places = if kp.mobile { &[0, 1, 2][..] } else { &[] };
         list.head("kp_detector.kp", features, self.num_kp, places);
         if self.estimate_jacobian {
@@ -36,7 +36,7 @@ impl ModelConfig {
 
     fn list_dense_motion(&self, list: &mut List) {
         let prefix = "generator.dense_motion_network";
-        let features = list.hourglass(&format!("{prefix}.hourglass"), Shape::of_motion(self));
+        let features = list.hourglass(&format!("{prefix}.hourglass"), &Shape::of_motion(self));
         let places = if self.generator.mobile {
             &[0, 2, 4][..]
         } else {
@@ -50,17 +50,17 @@ impl ModelConfig {
 
     fn list_generator(&self, list: &mut List) {
         let generator = &self.generator;
-        let (expansion, channels) = (generator.block_expansion, self.num_channels);
+        let (full, channels) = (generator.width(0), self.num_channels);
         let width = |level: usize| generator.width(level);
         if generator.mobile {
-            for (i, c_out) in [channels, channels, expansion].into_iter().enumerate() {
+            for (i, c_out) in [channels, channels, full].into_iter().enumerate() {
                 let prefix = format!("generator.first.{i}");
                 list.conv(&format!("{prefix}.conv"), &[c_out, channels, 3, 3], false);
                 list.norm(&format!("{prefix}.norm"), c_out);
             }
         } else {
-            list.conv("generator.first.conv", &[expansion, channels, 7, 7], true);
-            list.norm("generator.first.norm", expansion);
+            list.conv("generator.first.conv", &[full, channels, 7, 7], true);
+            list.norm("generator.first.norm", full);
         }
         let levels = generator.num_down_blocks;
         for i in 0..levels {
@@ -169,7 +169,7 @@ impl List {
     }
 
     /// Gives back the number of features that come out.
-    fn hourglass(&mut self, prefix: &str, shape: Shape) -> usize {
+    fn hourglass(&mut self, prefix: &str, shape: &Shape) -> usize {
         for (part, widths) in [
             ("encoder.down_blocks", shape.encoder_widths()),
             ("decoder.up_blocks", shape.decoder_widths()),

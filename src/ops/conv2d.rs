@@ -9,10 +9,30 @@
 //! Elsewhere (graphics cards, half precision) candle's own are used, but for one kernel for each channel, which candle
 //! would do channel by channel; inference has ops of its own there ([`super::fused`]).
 
+use std::cell::Cell;
+
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
 use super::unfold::{Element, Window, correlate, depthwise, gather, scatter};
 use super::unfold::{depthwise_weight, part, values};
+
+thread_local! {
+    static HALF: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does `work`, whose convolutions of f32 on this thread multiply in bf16 when `half`: operands are rounded to 8 bits, products are
+/// summed in f32, and everything between convolutions stays f32, as do weights and gradients (mixed
+/// precision). A graphics card is faster so; the CPU computes the same numbers at its own pace.
+pub fn in_half<T>(half: bool, work: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            HALF.set(self.0);
+        }
+    }
+    let _restore = Restore(HALF.replace(half));
+    work()
+}
 
 /// Convolves `x` (b, c_in, h, w) by `weight` (c_out, c_in / groups, k, k), zeros outside, and adds
 /// `bias` (c_out): (b, c_out, h', w'), with gradients of all three.
@@ -27,6 +47,9 @@ pub fn conv2d(
     stride: usize,
     groups: usize,
 ) -> Result<Tensor> {
+    if HALF.get() && x.dtype() == DType::F32 {
+        return rounded(x, weight, bias, padding, stride, groups);
+    }
     let own = x.device().is_cpu()
         && matches!(x.dtype(), DType::F32 | DType::F64)
         && padding < weight.dim(3)?
@@ -37,10 +60,7 @@ pub fn conv2d(
         } else {
             x.conv2d(weight, padding, stride, 1, groups)?
         };
-        return match bias {
-            Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
-            None => Ok(y),
-        };
+        return with_bias(y, bias);
     }
     let (c_out, k) = (weight.dim(0)?, weight.dim(3)?);
     let op = Conv2d {
@@ -94,6 +114,31 @@ fn by_taps(x: &Tensor, weight: &Tensor, padding: usize) -> Result<Tensor> {
     match sum {
         Some(sum) => Ok(sum),
         None => bail!("conv2d: a kernel without taps"),
+    }
+}
+
+/// The same with operands in bf16.
+fn rounded(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    padding: usize,
+    stride: usize,
+    groups: usize,
+) -> Result<Tensor> {
+    let (mut x, mut weight) = (x.to_dtype(DType::BF16)?, weight.to_dtype(DType::BF16)?);
+    if x.device().is_cpu() {
+        // candle has no products of bf16 here.
+        (x, weight) = (x.to_dtype(DType::F32)?, weight.to_dtype(DType::F32)?);
+    }
+    let y = in_half(false, || conv2d(&x, &weight, None, padding, stride, groups))?;
+    with_bias(y.to_dtype(DType::F32)?, bias)
+}
+
+fn with_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
+        None => Ok(y),
     }
 }
 

@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::conv2d::conv2d;
+use super::conv2d::{conv2d, in_half};
 use super::fused;
 use super::unfold::{Element, part};
 
@@ -118,7 +118,10 @@ impl CustomOp1 for Quads {
 /// the first on.
 #[derive(Clone, Debug)]
 pub struct AntiAlias {
+    /// On the device, in f32.
     kernel: Tensor,
+    /// On the CPU, in f64.
+    exact: Tensor,
     factor: usize,
 }
 
@@ -129,12 +132,16 @@ impl AntiAlias {
             bail!("anti-aliasing needs an odd kernel, not {kernel_size}, and a factor over 0");
         }
         let line = gaussian(kernel_size, sigma);
-        let square: Vec<f32> = line
+        let square: Vec<f64> = line
             .iter()
-            .flat_map(|a| line.iter().map(move |b| (a * b) as f32))
+            .flat_map(|a| line.iter().map(move |b| a * b))
             .collect();
-        let kernel = Tensor::from_vec(square, (1, 1, kernel_size, kernel_size), device)?;
-        Ok(Self { kernel, factor })
+        let exact = Tensor::from_vec(square, (1, 1, kernel_size, kernel_size), &Device::Cpu)?;
+        Ok(Self {
+            kernel: exact.to_dtype(DType::F32)?.to_device(device)?,
+            exact,
+            factor,
+        })
     }
 
     /// The gaussian that the reference takes for a reduction by `factor`.
@@ -158,9 +165,13 @@ impl AntiAlias {
             return fused::reduce(x, &self.kernel.reshape((side, side))?, self.factor);
         }
         let padding = side / 2;
-        let kernel = self.kernel.to_dtype(x.dtype())?;
+        let kernel = match x.dtype() {
+            DType::F64 => self.exact.to_device(x.device())?,
+            other => self.kernel.to_dtype(other)?,
+        };
         let x = x.reshape((b * c, 1, h, w))?;
-        let small = conv2d(&x, &kernel, None, padding, self.factor, 1)?;
+        // Pictures that losses compare: always in full.
+        let small = in_half(false, || conv2d(&x, &kernel, None, padding, self.factor, 1))?;
         let (_, _, h, w) = small.dims4()?;
         small.reshape((b, c, h, w))
     }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::distil::Compress;
 use super::losses::LossWeights;
 use super::transform::TransformParams;
 use crate::model::config::{Border, parse_yaml};
@@ -144,10 +145,25 @@ pub struct Recipe {
     pub statistics: usize,
     /// Learning rates fall to nothing along a cosine over all steps.
     pub cosine: bool,
+    /// What convolutions multiply.
+    pub precision: Precision,
     /// What random numbers start from.
     pub seed: u64,
     /// Memory for frames in MB.
     pub cache: u64,
+    /// Learning from a larger model.
+    pub compress: Compress,
+}
+
+/// What convolutions multiply; weights, sums, gradients and everything else are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded to bf16 (mixed precision): faster on graphics cards.
+    Bf16,
 }
 
 impl Default for Recipe {
@@ -169,8 +185,10 @@ impl Default for Recipe {
             gradient_clip: 0.0,
             statistics: 0,
             cosine: false,
+            precision: Precision::F32,
             seed: 0,
             cache: 2048,
+            compress: Compress::default(),
         }
     }
 }
@@ -246,6 +264,7 @@ impl TrainConfig {
             ("flip probability", augment.horizontal_flip, 1.0),
             ("mimic.mouth_pairs", recipe.mouth_pairs, 1.0),
             ("mimic.ema", recipe.ema, 0.999_999),
+            ("mimic.compress.prune", recipe.compress.prune, 0.95),
         ] {
             within(name, value, 0.0, high)?;
         }

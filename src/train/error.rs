@@ -40,6 +40,14 @@ pub enum Error {
         /// What is wrong, and what to do.
         what: String,
     },
+    /// A model is no teacher for this student.
+    #[error("{name} cannot be the teacher: {what}")]
+    Teacher {
+        /// The model.
+        name: String,
+        /// What is wrong, and what to do.
+        what: String,
+    },
     /// A file of landmarks cannot be used.
     #[error("the landmarks {path} cannot be used: {what}", path = path.display())]
     Landmarks {

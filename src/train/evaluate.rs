@@ -12,7 +12,8 @@ use std::time::Instant;
 use image::{RgbaImage, imageops};
 use serde::Serialize;
 
-use super::data::{self, Clip, Clips};
+use super::config::DataConfig;
+use super::data::{self, Clip, Clips, Split};
 use super::error::Error;
 use super::metrics::{self, Lpips, Planes};
 use crate::animate::{Animator, Engine, MotionOptions};
@@ -27,6 +28,8 @@ const WORST: usize = 5;
 pub struct Job {
     /// A folder with `test/`, or of clips, in any layout that training reads.
     pub data: PathBuf,
+    /// Measures by the clips that a training with this section keeps back instead.
+    pub kept_back: Option<DataConfig>,
     /// The folder for the report and the videos.
     pub output: PathBuf,
     /// Of longer clips only the first so many frames.
@@ -93,7 +96,10 @@ pub fn run<E: From<Error>>(
     mut tell: impl FnMut(&str, &str, usize, usize),
     stop: &AtomicBool,
 ) -> Result<Report, E> {
-    let Clips { clips, left_out } = clips(&job.data)?;
+    let Clips { clips, left_out } = match &job.kept_back {
+        Some(config) => data::find(config, Split::Test)?,
+        None => clips(&job.data)?,
+    };
     fs::create_dir_all(&job.output).map_err(|e| Error::write(&job.output, e))?;
     let name = |path: &Path| {
         path.file_name()

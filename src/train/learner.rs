@@ -6,21 +6,28 @@ use std::collections::{BTreeMap, HashMap};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::VarBuilder;
 
-use super::config::TrainConfig;
+use super::config::{Precision, TrainConfig};
+use super::distil::{Answer, Lesson, Stage};
 use super::loader::{Batch, Marks};
 use super::losses::{self, Losses, Pyramid};
 use super::random::Random;
 use super::transform::Transform;
 use crate::model::blocks::MOMENTUM;
 use crate::model::{
-    Discriminator, GeneratorOutput, KeypointTensors, ModelConfig, Networks, Perceptual,
+    Discriminator, Generator, GeneratorOutput, KeypointDetector, KeypointTensors, ModelConfig,
+    Networks, Perceptual,
 };
+use crate::ops::conv2d::in_half;
 
 /// Side of the enlarged windows of mouth and eyes.
 const WINDOW: usize = 64;
 
 /// How far a window reaches beyond the landmarks it is put around.
 const MARGIN: f64 = 1.6;
+
+/// What names of the two networks' tensors begin with.
+const DETECTOR: &str = "kp_detector.";
+const GENERATOR: &str = "generator.";
 
 /// Networks and discriminator, built of variables.
 #[derive(Debug)]
@@ -31,6 +38,7 @@ pub struct Learner {
     discriminator: Option<Discriminator>,
     perceptual: Option<Perceptual>,
     pyramid: Pyramid,
+    lesson: Option<Lesson>,
 }
 
 /// What the networks made of a batch.
@@ -119,7 +127,14 @@ impl Learner {
             networks,
             discriminator,
             perceptual,
+            lesson: None,
         })
+    }
+
+    /// The same as the student of a larger model.
+    #[must_use]
+    pub fn taught(self, lesson: Option<Lesson>) -> Self {
+        Self { lesson, ..self }
     }
 
     /// Every variable by its name, batch norm's statistics among them.
@@ -143,11 +158,20 @@ impl Learner {
         transform: &Transform,
         deformed: &Tensor,
     ) -> Result<(Losses, Generated)> {
+        let pass = || self.losses(batch, transform, deformed);
+        in_half(self.config.recipe.precision == Precision::Bf16, pass)
+    }
+
+    fn losses(
+        &self,
+        batch: &Batch,
+        transform: &Transform,
+        deformed: &Tensor,
+    ) -> Result<(Losses, Generated)> {
         let weights = &self.config.losses;
-        let detector = &self.networks.keypoint_detector;
+        let (detector, generator) = self.actors(&self.networks);
         let kp_source = detector.forward(&batch.source)?;
         let kp_driving = detector.forward(&batch.driving)?;
-        let generator = &self.networks.generator;
         let source = generator.encode_source(&batch.source)?;
         let output = generator.forward(&source, &kp_source, &kp_driving)?;
 
@@ -167,7 +191,9 @@ impl Learner {
             let wanted = frozen.forward(&self.judged(&real), &keypoints)?;
             losses.extend(losses::adversarial(&judged, &wanted, weights)?);
         }
-        let transformed = if weights.equivariance_value + weights.equivariance_jacobian != 0.0 {
+        let resting = self.stage() == Some(Stage::Generator);
+        let equivariance = weights.equivariance_value + weights.equivariance_jacobian;
+        let transformed = if equivariance != 0.0 && !resting {
             let keypoints = detector.forward(deformed)?;
             losses.extend(losses::equivariance(
                 transform,
@@ -191,6 +217,15 @@ impl Learner {
                 losses.push(("windows", (loss * recipe.windows)?));
             }
         }
+        if let Some(lesson) = &self.lesson {
+            let answer = Answer {
+                keypoints: [&kp_source, &kp_driving],
+                features: &source.features,
+                output: &output,
+            };
+            losses.extend(lesson.losses(&batch.source, &batch.driving, answer)?);
+            losses.extend(self.slimming(lesson)?);
+        }
         let generated = Generated {
             kp_source,
             kp_driving,
@@ -198,6 +233,36 @@ impl Learner {
             transformed,
         };
         Ok((losses, generated))
+    }
+
+    fn stage(&self) -> Option<Stage> {
+        self.lesson.as_ref().map(|lesson| lesson.stage)
+    }
+
+    /// Who finds keypoints and who draws: the student's `own` networks, or the teacher's where they rest.
+    fn actors<'a>(&'a self, own: &'a Networks) -> (&'a KeypointDetector, &'a Generator) {
+        let (detector, generator) = (&own.keypoint_detector, &own.generator);
+        match &self.lesson {
+            Some(lesson) if lesson.stage == Stage::Keypoints => {
+                (detector, &lesson.teacher.generator)
+            }
+            Some(lesson) if lesson.stage == Stage::Generator => {
+                (&lesson.teacher.keypoint_detector, generator)
+            }
+            _ => (detector, generator),
+        }
+    }
+
+    /// The sum of the scales that are to become small.
+    fn slimming(&self, lesson: &Lesson) -> Result<Losses> {
+        let weight = lesson.weights.slimming;
+        if lesson.stage != Stage::Both || weight == 0.0 {
+            return Ok(Losses::new());
+        }
+        let sizes = lesson.scales.iter().filter_map(|name| self.vars.get(name));
+        let sizes = sizes.map(|scale| scale.abs()?.sum_all());
+        let sum = losses::sum(&sizes.collect::<Result<Vec<_>>>()?)?;
+        Ok(vec![("slimming", (sum * weight)?)])
     }
 
     /// The discriminator's loss on what was generated; none without a game.
@@ -213,8 +278,13 @@ impl Learner {
         let drawn = self
             .pyramid
             .forward(&generated.output.prediction.detach())?;
-        let judged = discriminator.forward(&self.judged(&drawn), &keypoints)?;
-        let wanted = discriminator.forward(&self.judged(&real), &keypoints)?;
+        let half = self.config.recipe.precision == Precision::Bf16;
+        let judge = |pictures: &[Tensor]| {
+            in_half(half, || {
+                discriminator.forward(&self.judged(pictures), &keypoints)
+            })
+        };
+        let (judged, wanted) = (judge(&drawn)?, judge(&real)?);
         let weight = self.config.losses.discriminator_gan;
         losses::discrimination(&judged, &wanted, weight).map(Some)
     }
@@ -349,14 +419,24 @@ impl Learner {
             None => (DType::F32, Device::Cpu),
         };
         let networks = Networks::build(&self.config.model, &builder(&copies, dtype, &device))?;
-        // From zero, one pass leaves the batch's own statistics times the momentum.
+        let (detector, generator) = self.actors(&networks);
+        // From zero, one pass leaves the batch's own statistics times the momentum. Of networks that rest
+        // nothing is measured.
         let mut sums: BTreeMap<&String, (Tensor, f64)> = BTreeMap::new();
         let running: Vec<(&String, &Var)> = copies
             .iter()
             .filter(|(name, _)| is_statistic(name))
             .collect();
         let mut pass = |network: &str, run: &mut dyn FnMut() -> Result<()>| -> Result<()> {
-            let mine = || running.iter().filter(|(name, _)| name.starts_with(network));
+            let rests = match self.stage() {
+                Some(Stage::Keypoints) => network == GENERATOR,
+                Some(Stage::Generator) => network == DETECTOR,
+                _ => false,
+            };
+            let mine = || {
+                let named = running.iter().filter(|(name, _)| name.starts_with(network));
+                named.filter(|_| !rests)
+            };
             for (_, var) in mine() {
                 var.set(&var.zeros_like()?)?;
             }
@@ -375,8 +455,8 @@ impl Learner {
             let batch = batch?;
             let mut keypoints = Vec::new();
             for pictures in [&batch.source, &batch.driving] {
-                pass("kp_detector.", &mut || {
-                    let found = networks.keypoint_detector.forward(pictures)?;
+                pass(DETECTOR, &mut || {
+                    let found = detector.forward(pictures)?;
                     keypoints.push(KeypointTensors {
                         value: found.value.detach(),
                         jacobian: found.jacobian.map(|j| j.detach()),
@@ -384,10 +464,9 @@ impl Learner {
                     Ok(())
                 })?;
             }
-            pass("generator.", &mut || {
-                let source = networks.generator.encode_source(&batch.source)?;
-                networks
-                    .generator
+            pass(GENERATOR, &mut || {
+                let source = generator.encode_source(&batch.source)?;
+                generator
                     .forward(&source, &keypoints[0], &keypoints[1])
                     .map(drop)
             })?;

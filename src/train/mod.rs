@@ -12,8 +12,10 @@
 
 pub mod adam;
 pub mod augment;
+pub mod compress;
 pub mod config;
 pub mod data;
+pub mod distil;
 pub mod error;
 pub mod evaluate;
 pub mod events;
@@ -24,6 +26,7 @@ pub mod loader;
 pub mod losses;
 pub mod metrics;
 pub mod prepare;
+pub mod prune;
 pub mod random;
 pub mod state;
 pub mod trainer;

@@ -16,6 +16,7 @@ use candle_nn::VarBuilder;
 
 use super::adam::Adam;
 use super::config::TrainConfig;
+use super::distil::Lesson;
 use super::error::Error;
 use super::events::Events;
 use super::grid;
@@ -50,6 +51,8 @@ pub struct Options {
     pub load: Option<PathBuf>,
     /// End after so many steps in all, before the epochs are over.
     pub steps: Option<u64>,
+    /// A larger model to learn from.
+    pub lesson: Option<Lesson>,
 }
 
 /// What the log is told.
@@ -143,7 +146,8 @@ impl Trainer {
                 adam.restore(name, state);
             }
         }
-        let learner = Learner::new(&config, &values, perceptual, DType::F32, &device)?;
+        let learner = Learner::new(&config, &values, perceptual, DType::F32, &device)?
+            .taught(options.lesson.clone());
         if config.recipe.ema > 0.0 && average.is_empty() {
             average = detached(&learner);
         }

@@ -7,6 +7,7 @@
 #[allow(dead_code, reason = "shared with tests that use more of it")]
 mod common;
 
+mod compress;
 mod data;
 mod evaluate;
 mod runs;

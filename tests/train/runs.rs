@@ -6,15 +6,16 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use mimic::checkpoint;
+use mimic::train::config::Precision;
 use mimic::train::loader::Batch;
 use mimic::train::trainer::{MODEL, STATE};
 use mimic::train::{Options, Progress, TrainConfig, Trainer};
 
 use crate::data::clip;
 
-const CONFIG: &str = "
+pub(crate) const CONFIG: &str = "
 epochs: 1000
 dataset:
   train:
@@ -120,6 +121,37 @@ fn a_run_that_was_interrupted_goes_on_as_if_it_had_not_been() {
 }
 
 #[test]
+fn mixed_precision_learns_nearly_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    clips(folder.path());
+    let full = config(folder.path(), "full");
+    let mut half = config(folder.path(), "half");
+    half.recipe.precision = Precision::Bf16;
+    let (full, half) = (run(&full, 6, None), run(&half, 6, None));
+    for (full, half) in full.iter().zip(&half) {
+        assert!(
+            full != half && (full - half).abs() < 0.05 * full,
+            "{full} {half}"
+        );
+    }
+    // What is kept is f32 all the same: small steps are not rounded away.
+    let state = mimic::train::state::load(&folder.path().join("half").join(STATE)).unwrap();
+    let weight = &state.values["generator.final.weight"];
+    let rounded = weight
+        .to_dtype(DType::BF16)
+        .unwrap()
+        .to_dtype(DType::F32)
+        .unwrap();
+    let off = (weight - &rounded)
+        .unwrap()
+        .abs()
+        .unwrap()
+        .max_all()
+        .unwrap();
+    assert!(off.to_scalar::<f32>().unwrap() > 0.0);
+}
+
+#[test]
 fn a_step_without_numbers_changes_nothing_and_is_counted() {
     let folder = tempfile::tempdir().unwrap();
     clips(folder.path());
@@ -171,7 +203,7 @@ fn a_checkpoint_of_another_architecture_is_refused() {
         let options = Options {
             resume: resume.map(Into::into),
             load: load.map(Into::into),
-            steps: None,
+            ..Options::default()
         };
         Trainer::open(config.clone(), &options)
             .unwrap_err()

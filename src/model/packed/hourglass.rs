@@ -23,7 +23,7 @@ pub(super) struct Hourglass {
 impl Hourglass {
     pub(super) fn new(
         weights: &Weights<'_>,
-        shape: Shape,
+        shape: &Shape,
         size: Size,
     ) -> candle_core::Result<Self> {
         let mut down: Vec<Step> = Vec::new();
@@ -39,11 +39,11 @@ impl Hourglass {
             down.push(step);
         }
         let mut up: Vec<Step> = Vec::new();
-        let mut out = skips[shape.num_blocks].clone();
+        let mut out = skips[shape.num_blocks()].clone();
         let mut maps = vec![Buffer::zeroed(out.len())];
         let mut seams = vec![0];
         for (i, (_, width)) in shape.decoder_widths().into_iter().enumerate() {
-            let skip = &skips[shape.num_blocks - 1 - i];
+            let skip = &skips[shape.num_blocks() - 1 - i];
             let weights = weights.at("decoder.up_blocks").at(i);
             let step = Step::new(Way::Up, &weights, width, shape.mobile, &out)?;
             seams.insert(0, step.out().len());

@@ -28,7 +28,7 @@ impl KeypointDetector {
         let kp = &config.kp;
         let reduction = Reduction::new(config.image_size as usize, kp.factor(), kp.mobile);
         let shape = Shape::of_keypoints(config);
-        let hourglass = Hourglass::new(&weights.at("predictor"), shape, reduction.size())?;
+        let hourglass = Hourglass::new(&weights.at("predictor"), &shape, reduction.size())?;
         let maps = match (config.estimate_jacobian, kp.single_jacobian_map) {
             (false, _) => 0,
             (true, true) => 1,

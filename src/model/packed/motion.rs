@@ -57,7 +57,7 @@ impl DenseMotion {
         let (motion, mobile) = (&config.generator.dense_motion, config.generator.mobile);
         let reduction = Reduction::new(config.image_size as usize, motion.factor(), mobile);
         let (shape, size) = (Shape::of_motion(config), reduction.size());
-        let hourglass = Hourglass::new(&weights.at("hourglass"), shape, size)?;
+        let hourglass = Hourglass::new(&weights.at("hourglass"), &shape, size)?;
         let mut names = vec![("mask", config.num_kp + 1)];
         if config.generator.estimate_occlusion_map {
             names.push(("occlusion", 1));

@@ -144,6 +144,8 @@ pub struct Recipe {
     pub statistics: usize,
     /// Learning rates fall to nothing along a cosine over all steps.
     pub cosine: bool,
+    /// Batch norm's statistics are those of all ranks' pictures together.
+    pub sync_batch_norm: bool,
     /// What random numbers start from.
     pub seed: u64,
     /// Memory for frames in MB.
@@ -169,6 +171,7 @@ impl Default for Recipe {
             gradient_clip: 0.0,
             statistics: 0,
             cosine: false,
+            sync_batch_norm: false,
             seed: 0,
             cache: 2048,
         }

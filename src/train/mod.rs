@@ -13,6 +13,7 @@
 pub mod adam;
 pub mod augment;
 pub mod config;
+pub mod curves;
 pub mod data;
 pub mod error;
 pub mod evaluate;
@@ -25,10 +26,12 @@ pub mod losses;
 pub mod metrics;
 pub mod prepare;
 pub mod random;
+pub mod ranks;
 pub mod state;
 pub mod trainer;
 pub mod transform;
 
 pub use config::TrainConfig;
 pub use error::Error;
+pub use ranks::Ranks;
 pub use trainer::{Options, Progress, Trainer};

@@ -155,11 +155,18 @@ fn tell(progress: &Progress<'_>) {
             epoch,
             perceptual,
             parameters,
-        } => eprintln!(
-            "{clips} clips, {:.1} M parameters, {total} steps of which an epoch has {epoch}; pictures are compared by {}",
-            *parameters as f64 / 1e6,
-            perceptual.unwrap_or("their pixels alone"),
-        ),
+            ranks,
+        } => {
+            let together = match ranks {
+                1 => String::new(),
+                _ => format!(" by {ranks} processes"),
+            };
+            eprintln!(
+                "{clips} clips, {:.1} M parameters, {total} steps{together} of which an epoch has {epoch}; pictures are compared by {}",
+                *parameters as f64 / 1e6,
+                perceptual.unwrap_or("their pixels alone"),
+            );
+        }
         Progress::Steps {
             step,
             total,

@@ -24,6 +24,7 @@ pub mod learner;
 pub mod loader;
 pub mod losses;
 pub mod metrics;
+pub mod onnx;
 pub mod prepare;
 pub mod random;
 pub mod ranks;

@@ -69,6 +69,8 @@ pub enum Progress<'a> {
         perceptual: Option<&'static str>,
         /// Parameters that learn.
         parameters: usize,
+        /// Processes that train together.
+        ranks: usize,
     },
     /// Some steps are done.
     Steps {
@@ -263,6 +265,7 @@ impl Trainer {
             epoch: self.epoch(),
             perceptual: self.perceptual,
             parameters: learning.map(|(_, var)| var.elem_count()).sum(),
+            ranks: self.ranks.size(),
         });
         let mut loader = self.loader()?;
         let mut window = Window::new();

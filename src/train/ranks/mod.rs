@@ -14,7 +14,7 @@ use super::learner::Gradients;
 use crate::ops::batch_norm::{SumOver, Synchronised};
 
 mod launch;
-#[cfg(feature = "mpi")]
+#[cfg(all(feature = "mpi", not(feature = "nccl")))]
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;

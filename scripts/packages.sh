@@ -5,6 +5,7 @@
 #   scripts/packages.sh          what building, running and testing need
 #   scripts/packages.sh fuzz     and what `make fuzz` needs
 #   scripts/packages.sh camera   and what `make test-camera` needs
+#   scripts/packages.sh mpi      and what `make test-ranks` needs
 set -eu
 
 on_path() { command -v "$1" >/dev/null 2>&1; }
@@ -67,6 +68,9 @@ if [ "${1:-}" = camera ] && linux; then
     on_path strip && on_path make || missing 'make and binutils' 'make binutils' ''
     [ -x /sbin/depmod ] || missing depmod kmod ''
 fi
+if [ "${1:-}" = mpi ]; then
+    on_path mpirun && on_path mpicc || missing OpenMPI 'libopenmpi-dev openmpi-bin' open-mpi
+fi
 if [ "${1:-}" = fuzz ]; then
     on_path c++ || missing 'a C++ compiler (c++)' g++ ''
 fi
@@ -83,7 +87,7 @@ if [ -n "$others" ]; then
         # shellcheck disable=SC2086 # several packages
         $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
             -o DPkg::Lock::Timeout=300 $debian >&2
-    elif on_path brew && [ "$others" = ffmpeg ]; then
+    elif on_path brew && { [ "$others" = ffmpeg ] || [ "$others" = OpenMPI ]; }; then
         echo "Installing$brew." >&2
         # shellcheck disable=SC2086
         brew install $brew >&2

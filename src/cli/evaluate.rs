@@ -8,6 +8,7 @@ use super::model::Model;
 use super::{Failure, stop};
 use crate::train::evaluate::{self, Job, Report};
 use crate::train::metrics::Lpips;
+use crate::train::onnx::{IdentityNetwork, LandmarkNetwork, Scaling};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -31,6 +32,28 @@ pub(super) struct Args {
     /// LPIPS's linear layers for it (squeeze.pth of the package lpips)
     #[arg(long, value_name = "FILE", requires = "squeezenet")]
     lpips: Option<PathBuf>,
+    /// A network of landmarks as ONNX, to measure AKD
+    #[arg(long, value_name = "FILE")]
+    landmarks_onnx: Option<PathBuf>,
+    /// How it wants its pictures: unit (0 to 1), signed (-1 to 1), imagenet (mean and deviation), bytes (0 to 255)
+    #[arg(
+        long,
+        value_name = "SCALING",
+        requires = "landmarks_onnx",
+        default_value = "unit"
+    )]
+    landmarks_input: Scaling,
+    /// A network that tells people apart as ONNX, to measure AED
+    #[arg(long, value_name = "FILE")]
+    identity_onnx: Option<PathBuf>,
+    /// How it wants its pictures; as above
+    #[arg(
+        long,
+        value_name = "SCALING",
+        requires = "identity_onnx",
+        default_value = "signed"
+    )]
+    identity_input: Scaling,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -42,7 +65,13 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         (Some(network), Some(linear)) => Some(Lpips::open(network, linear)?),
         _ => None,
     };
+    let landmarks = args.landmarks_onnx.as_deref();
+    let landmarks = landmarks.map(|path| LandmarkNetwork::open(path, args.landmarks_input));
+    let identity = args.identity_onnx.as_deref();
+    let identity = identity.map(|path| IdentityNetwork::open(path, args.identity_input));
     let job = Job {
+        landmarks: landmarks.transpose()?,
+        identity: identity.transpose()?,
         data: args.data,
         kept_back: None,
         output: args.output,

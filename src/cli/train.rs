@@ -1,12 +1,13 @@
 //! `mimic train`: models of one's own, and clips made ready for them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::train::{self, Options, Progress, TrainConfig, Trainer, prepare};
+use crate::train::{self, Options, Progress, Ranks, TrainConfig, Trainer, prepare};
 
 use super::{Failure, compress, stop};
 
@@ -139,8 +140,14 @@ fn run_training(args: &Args, stop: &AtomicBool) -> Result<(), Failure> {
         steps: args.steps,
         ..Options::default()
     };
-    let mut trainer = Trainer::open(config, &options)?;
-    let result = trainer.run(tell, stop);
+    let mut ranks = Ranks::meet(Arc::new(gone))?;
+    let (rank, first) = (ranks.rank(), ranks.is_first());
+    let mut trainer =
+        Trainer::open_among(config, &options, &mut ranks).map_err(|e| whose(rank, e))?;
+    let result = trainer.run(tell, stop).map_err(|e| whose(rank, e));
+    if !first {
+        return result;
+    }
     let left_out = trainer.dataset().left_out();
     if !left_out.is_empty() {
         eprintln!("{} files were not used:", left_out.len());
@@ -148,7 +155,21 @@ fn run_training(args: &Args, stop: &AtomicBool) -> Result<(), Failure> {
             eprintln!("  {}: {why}", path.display());
         }
     }
-    Ok(result?)
+    result
+}
+
+/// Of several processes that write below each other, which one failed.
+fn whose(rank: usize, error: train::Error) -> Failure {
+    match rank {
+        0 => error.into(),
+        _ => Failure::Job(format!("rank {rank}: {error}")),
+    }
+}
+
+/// Another process of this training is lost. This one may be waiting for it where nothing wakes it up.
+fn gone(what: &str) {
+    eprintln!("mimic: {what}; start all anew with --resume and the last state.safetensors");
+    std::process::exit(1);
 }
 
 /// A line of the log for what a training says.
@@ -160,11 +181,18 @@ pub(super) fn tell(progress: &Progress<'_>) {
             epoch,
             perceptual,
             parameters,
-        } => eprintln!(
-            "{clips} clips, {:.1} M parameters, {total} steps of which an epoch has {epoch}; pictures are compared by {}",
-            *parameters as f64 / 1e6,
-            perceptual.unwrap_or("their pixels alone"),
-        ),
+            ranks,
+        } => {
+            let together = match ranks {
+                1 => String::new(),
+                _ => format!(" by {ranks} processes"),
+            };
+            eprintln!(
+                "{clips} clips, {:.1} M parameters, {total} steps{together} of which an epoch has {epoch}; pictures are compared by {}",
+                *parameters as f64 / 1e6,
+                perceptual.unwrap_or("their pixels alone"),
+            );
+        }
         Progress::Steps {
             step,
             total,

@@ -247,7 +247,7 @@ impl Net {
 fn instance_norm(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     let all = x.reshape((1, b * c, h, w))?;
-    let (y, _) = batch_norm::normalise(&all, &weight.repeat(b)?, &bias.repeat(b)?, false)?;
+    let y = batch_norm::normalise_alone(&all, &weight.repeat(b)?, &bias.repeat(b)?)?;
     y.reshape((b, c, h, w))
 }
 

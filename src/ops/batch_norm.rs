@@ -1,9 +1,11 @@
 //! Batch norm: at inference a scale and a shift per channel, folded into the convolution before it; in
 //! training the batch's own statistics, with gradients.
 
+use std::cell::RefCell;
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::unfold::{Element, part, values};
@@ -52,8 +54,63 @@ pub struct Statistics {
     pub variance: Tensor,
 }
 
+/// Sums a tensor over all processes that compute parts of one batch; every one of them calls it equally often
+/// and in the same order. What it gives has no graph.
+#[derive(Clone)]
+pub struct SumOver(Arc<Sum>);
+
+type Sum = dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync;
+
+impl SumOver {
+    /// By a function.
+    pub fn new(sum: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(sum))
+    }
+
+    /// The sum.
+    ///
+    /// # Errors
+    /// When another process cannot be reached.
+    pub fn of(&self, x: &Tensor) -> Result<Tensor> {
+        (self.0)(x)
+    }
+}
+
+impl fmt::Debug for SumOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SumOver")
+    }
+}
+
+thread_local! {
+    static TOGETHER: RefCell<Option<SumOver>> = const { RefCell::new(None) };
+}
+
+/// While it lives, [`normalise`] on this thread takes the statistics of the whole batch, of which other
+/// processes have other parts. Gradients of what was normalised so also are of all parts.
+#[derive(Debug)]
+#[must_use = "it ends when it is dropped"]
+pub struct Synchronised {
+    before: Option<SumOver>,
+}
+
+impl Synchronised {
+    /// From here on.
+    pub fn by(sum: SumOver) -> Self {
+        let before = TOGETHER.with(|together| together.replace(Some(sum)));
+        Self { before }
+    }
+}
+
+impl Drop for Synchronised {
+    fn drop(&mut self) {
+        TOGETHER.with(|together| *together.borrow_mut() = self.before.take());
+    }
+}
+
 /// Normalises (b, c, h, w) by its own mean and variance for each channel, then scales by `weight` and
-/// shifts by `bias` (c); with `relu`, what is below zero becomes zero. Gives also the statistics.
+/// shifts by `bias` (c); with `relu`, what is below zero becomes zero. Gives also the statistics. They are
+/// those of all parts of the batch while it is [`Synchronised`].
 ///
 /// # Errors
 /// When shapes or types do not fit.
@@ -63,8 +120,27 @@ pub fn normalise(
     bias: &Tensor,
     relu: bool,
 ) -> Result<(Tensor, Statistics)> {
+    let together = TOGETHER.with(|together| together.borrow().clone());
+    normalise_over(x, weight, bias, relu, together)
+}
+
+/// As [`normalise`], of this process's part alone.
+///
+/// # Errors
+/// When shapes or types do not fit.
+pub fn normalise_alone(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    Ok(normalise_over(x, weight, bias, false, None)?.0)
+}
+
+fn normalise_over(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    relu: bool,
+    together: Option<SumOver>,
+) -> Result<(Tensor, Statistics)> {
     if !x.device().is_cpu() || !matches!(x.dtype(), DType::F32 | DType::F64) {
-        return composed(x, weight, bias, relu);
+        return composed(x, weight, bias, relu, together);
     }
     let c = x.dims4()?.1;
     if weight.dims() != [c] || bias.dims() != [c] {
@@ -73,13 +149,15 @@ pub fn normalise(
     let saved = Arc::new(OnceLock::new());
     let op = BatchNorm {
         relu,
+        together,
         saved: Arc::clone(&saved),
     };
     let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
     let y = x.apply_op3(&weight, &bias, op)?;
-    let (b, c, h, w) = x.dims4()?;
-    let count = (b * h * w) as f64;
-    let channels: &[Channel] = saved.get().map_or(&[], Vec::as_slice);
+    let (channels, count) = match saved.get() {
+        Some(batch) => (batch.channels.as_slice(), batch.count),
+        None => bail!("batch norm: a value without its statistics"),
+    };
     let of = |value: &dyn Fn(&Channel) -> f64| {
         let values: Vec<f64> = channels.iter().map(value).collect();
         Tensor::from_vec(values, c, x.device())?.to_dtype(x.dtype())
@@ -97,12 +175,30 @@ fn composed(
     weight: &Tensor,
     bias: &Tensor,
     relu: bool,
+    together: Option<SumOver>,
 ) -> Result<(Tensor, Statistics)> {
     let (b, _, h, w) = x.dims4()?;
-    let count = (b * h * w) as f64;
-    let mean = x.mean_keepdim((0, 2, 3))?;
+    let own = (b * h * w) as f64;
+    let (parts, all) = match together {
+        None => (1.0, None),
+        Some(sum) => {
+            let one = Tensor::ones(1, DType::F32, x.device())?;
+            let parts = sum.of(&one)?.to_dtype(DType::F64)?.to_vec1::<f64>()?[0];
+            (parts, Some(sum))
+        }
+    };
+    // Every process has as many pictures, so that a mean of means is the mean.
+    let count = own * parts;
+    let mean_of = |x: &Tensor| -> Result<Tensor> {
+        let own = x.mean_keepdim((0, 2, 3))?;
+        match &all {
+            None => Ok(own),
+            Some(sum) => summed(&own, sum)? / parts,
+        }
+    };
+    let mean = mean_of(x)?;
     let centred = x.broadcast_sub(&mean)?;
-    let variance = centred.sqr()?.mean_keepdim((0, 2, 3))?;
+    let variance = mean_of(&centred.sqr()?)?;
     let per_channel = (1, weight.elem_count(), 1, 1);
     let y = centred
         .broadcast_div(&(&variance + EPSILON)?.sqrt()?)?
@@ -113,6 +209,49 @@ fn composed(
         variance: (variance.flatten_all()? * (count / (count - 1.0).max(1.0)))?.detach(),
     };
     Ok((if relu { y.relu()? } else { y }, statistics))
+}
+
+/// The sum over all processes with its gradient, which is the sum of theirs.
+fn summed(x: &Tensor, sum: &SumOver) -> Result<Tensor> {
+    let own = x.detach();
+    let others = (sum.of(&own)? - &own)?.detach();
+    x.contiguous()?.apply_op1(Summed(sum.clone()))? + others
+}
+
+/// What it is given; of the gradient the sum over all processes.
+struct Summed(SumOver);
+
+impl CustomOp1 for Summed {
+    fn name(&self) -> &'static str {
+        "summed_over_processes"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        use candle_core::backend::BackendStorage as _;
+        Ok((x.try_clone(layout)?, layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        use candle_core::backend::BackendStorage as _;
+        Ok((x.try_clone(layout)?, layout.shape().clone()))
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        self.0.of(&grad.detach()).map(Some)
+    }
+}
+
+/// What the forward pass found out.
+#[derive(Debug)]
+struct Found {
+    channels: Vec<Channel>,
+    /// Values of a channel, in all parts of the batch.
+    count: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -128,9 +267,38 @@ impl Channel {
     }
 }
 
+/// Statistics of all parts of a batch from those of one (Chan, Golub and LeVeque 1979).
+fn merged(own: &[Channel], count: f64, sum: &SumOver) -> Result<Found> {
+    let parts = own.iter().flat_map(|channel| {
+        let Channel { mean, variance } = *channel;
+        [count * mean, count * (variance + mean * mean)]
+    });
+    let values: Vec<f64> = parts.chain([count]).collect();
+    let totals = total(&values, sum)?;
+    let count = totals[2 * own.len()];
+    let of = |sums: &[f64]| {
+        let mean = sums[0] / count;
+        Channel {
+            mean,
+            variance: (sums[1] / count - mean * mean).max(0.0),
+        }
+    };
+    Ok(Found {
+        channels: totals[..2 * own.len()].chunks(2).map(of).collect(),
+        count,
+    })
+}
+
+/// Numbers summed over all processes.
+fn total(values: &[f64], sum: &SumOver) -> Result<Vec<f64>> {
+    let own = Tensor::from_slice(values, values.len(), &candle_core::Device::Cpu)?;
+    sum.of(&own)?.to_vec1()
+}
+
 struct BatchNorm {
     relu: bool,
-    saved: Arc<OnceLock<Vec<Channel>>>,
+    together: Option<SumOver>,
+    saved: Arc<OnceLock<Found>>,
 }
 
 impl BatchNorm {
@@ -140,7 +308,7 @@ impl BatchNorm {
         (b, c, plane): (usize, usize, usize),
         weight: &[T],
         bias: &[T],
-    ) -> Vec<T> {
+    ) -> Result<Vec<T>> {
         let count = (b * plane) as f64;
         let channels: Vec<Channel> = (0..c)
             .into_par_iter()
@@ -164,6 +332,11 @@ impl BatchNorm {
                 }
             })
             .collect();
+        let found = match &self.together {
+            Some(sum) => merged(&channels, count, sum)?,
+            None => Found { channels, count },
+        };
+        let channels = &found.channels;
         let mut y = vec![T::from_f64(0.0); x.len()];
         let planes = y
             .par_chunks_mut(plane.max(1))
@@ -183,8 +356,8 @@ impl BatchNorm {
             }
         });
         // A graph is computed once.
-        let _ = self.saved.set(channels);
-        y
+        let _ = self.saved.set(found);
+        Ok(y)
     }
 
     fn backward<T: Element>(
@@ -192,8 +365,8 @@ impl BatchNorm {
         [x, weight, y, grad]: [&Tensor; 4],
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (b, c, h, w) = x.dims4()?;
-        let (plane, count) = (h * w, (b * h * w) as f64);
-        let Some(channels) = self.saved.get() else {
+        let plane = h * w;
+        let Some(Found { channels, count }) = self.saved.get() else {
             bail!("batch norm: a gradient before the value");
         };
         let mut grads = values::<T>(grad)?;
@@ -227,11 +400,19 @@ impl BatchNorm {
             })
             .collect();
         let of_x = if x.track_op() {
+            let all = match &self.together {
+                Some(sum) => {
+                    let own: Vec<f64> = sums.iter().flat_map(|s| [s.0, s.1]).collect();
+                    let all = total(&own, sum)?;
+                    all.chunks(2).map(|s| (s[0], s[1])).collect()
+                }
+                None => sums.clone(),
+            };
             let planes = grads
                 .par_chunks_mut(plane.max(1))
                 .zip(x_values.par_chunks(plane.max(1)));
             planes.enumerate().for_each(|(i, (grads, x))| {
-                let (channel, (sum, product)) = (channels[i % c], sums[i % c]);
+                let (channel, (sum, product)) = (channels[i % c], all[i % c]);
                 let inverse = channel.inverse_deviation();
                 let scale = weights[i % c].to_f64() * inverse;
                 // grad * scale - x * slope + rest
@@ -273,11 +454,11 @@ impl CustomOp3 for BatchNorm {
         let storage = match (x, weight, bias) {
             (CpuStorage::F32(x), CpuStorage::F32(weight), CpuStorage::F32(bias)) => {
                 let (weight, bias) = (part(weight, weight_layout)?, part(bias, bias_layout)?);
-                CpuStorage::F32(self.forward(part(x, x_layout)?, dims, weight, bias))
+                CpuStorage::F32(self.forward(part(x, x_layout)?, dims, weight, bias)?)
             }
             (CpuStorage::F64(x), CpuStorage::F64(weight), CpuStorage::F64(bias)) => {
                 let (weight, bias) = (part(weight, weight_layout)?, part(bias, bias_layout)?);
-                CpuStorage::F64(self.forward(part(x, x_layout)?, dims, weight, bias))
+                CpuStorage::F64(self.forward(part(x, x_layout)?, dims, weight, bias)?)
             }
             _ => bail!("batch norm: input, weight and bias must be of one type, f32 or f64"),
         };
@@ -301,9 +482,12 @@ impl CustomOp3 for BatchNorm {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Barrier, Mutex};
+    use std::thread;
+
     use super::super::gradient;
     use super::*;
-    use candle_core::Device;
+    use candle_core::{Device, Var};
 
     #[test]
     fn the_batchs_own_statistics_are_used_and_told() {
@@ -311,7 +495,7 @@ mod tests {
         let (weight, bias) = (gradient::noise(&[4], 2), gradient::noise(&[4], 3));
         for relu in [false, true] {
             let (got, statistics) = normalise(&x, &weight, &bias, relu).unwrap();
-            let (wanted, wanted_statistics) = composed(&x, &weight, &bias, relu).unwrap();
+            let (wanted, wanted_statistics) = composed(&x, &weight, &bias, relu, None).unwrap();
             assert!(gradient::distance(&got, &wanted) < 1e-12);
             assert!(gradient::distance(&statistics.mean, &wanted_statistics.mean) < 1e-12);
             let variance = &wanted_statistics.variance;
@@ -332,8 +516,86 @@ mod tests {
         ];
         for relu in [false, true] {
             gradient::check(&inputs, |v| Ok(normalise(&v[0], &v[1], &v[2], relu)?.0));
-            gradient::check(&inputs, |v| Ok(composed(&v[0], &v[1], &v[2], relu)?.0));
+            gradient::check(
+                &inputs,
+                |v| Ok(composed(&v[0], &v[1], &v[2], relu, None)?.0),
+            );
         }
+    }
+
+    /// Two that sum for each other, each on a thread of its own.
+    fn two() -> [SumOver; 2] {
+        let place = Arc::new((Barrier::new(2), Mutex::new([None::<Tensor>, None])));
+        [0, 1].map(|i| {
+            let place = Arc::clone(&place);
+            SumOver::new(move |x| {
+                let (barrier, parts) = &*place;
+                parts.lock().unwrap()[i] = Some(x.clone());
+                barrier.wait();
+                let both = parts.lock().unwrap().clone().map(Option::unwrap);
+                barrier.wait();
+                &both[0] + &both[1]
+            })
+        })
+    }
+
+    type Normalise = fn(&Tensor, &Tensor, &Tensor, Option<SumOver>) -> Result<(Tensor, Statistics)>;
+
+    /// What is normalised, and the gradients of input, weight and bias; `judge` says what each value counts.
+    fn results(
+        normalise: Normalise,
+        inputs: &[Tensor; 3],
+        judge: &Tensor,
+        sum: Option<SumOver>,
+    ) -> (Tensor, Statistics, [Tensor; 3]) {
+        let vars = inputs.each_ref().map(|t| Var::from_tensor(t).unwrap());
+        let (y, statistics) = normalise(&vars[0], &vars[1], &vars[2], sum).unwrap();
+        let loss = (&y * judge).unwrap().sum_all().unwrap();
+        let gradients = loss.backward().unwrap();
+        let of = vars.map(|var| gradients.get(&var).unwrap().clone());
+        (y.detach(), statistics, of)
+    }
+
+    #[test]
+    fn a_batch_in_two_parts_is_normalised_as_a_whole() {
+        let x = gradient::noise(&[4, 3, 4, 5], 1).affine(2.0, 0.7).unwrap();
+        let (weight, bias) = (gradient::noise(&[3], 2), gradient::noise(&[3], 29));
+        let judge = gradient::noise(&[4, 3, 4, 5], 5);
+        let fused: Normalise = |x, weight, bias, sum| {
+            let _together = sum.map(Synchronised::by);
+            normalise(x, weight, bias, true)
+        };
+        let plain: Normalise = |x, weight, bias, sum| composed(x, weight, bias, true, sum);
+        for way in [fused, plain] {
+            let inputs = [x.clone(), weight.clone(), bias.clone()];
+            let (y, statistics, [of_x, of_weight, of_bias]) = results(way, &inputs, &judge, None);
+            let parts: Vec<_> = thread::scope(|scope| {
+                let threads = two().into_iter().enumerate().map(|(i, sum)| {
+                    let part = |t: &Tensor| t.narrow(0, 2 * i, 2).unwrap().contiguous().unwrap();
+                    let inputs = [part(&x), weight.clone(), bias.clone()];
+                    let judge = part(&judge);
+                    scope.spawn(move || results(way, &inputs, &judge, Some(sum)))
+                });
+                let threads: Vec<_> = threads.collect();
+                threads.into_iter().map(|t| t.join().unwrap()).collect()
+            });
+            let near = |a: &Tensor, b: &Tensor| assert!(gradient::distance(a, b) < 1e-12);
+            let [(y0, seen0, of0), (y1, seen1, of1)] = &parts[..] else {
+                unreachable!()
+            };
+            near(&Tensor::cat(&[y0, y1], 0).unwrap(), &y);
+            near(&Tensor::cat(&[&of0[0], &of1[0]], 0).unwrap(), &of_x);
+            near(&(&of0[1] + &of1[1]).unwrap(), &of_weight);
+            near(&(&of0[2] + &of1[2]).unwrap(), &of_bias);
+            for seen in [seen0, seen1] {
+                near(&seen.mean, &statistics.mean);
+                near(&seen.variance, &statistics.variance);
+            }
+        }
+        // Alone again.
+        let (alone, _) = normalise(&x, &weight, &bias, true).unwrap();
+        let (wanted, _) = composed(&x, &weight, &bias, true, None).unwrap();
+        assert!(gradient::distance(&alone, &wanted) < 1e-12);
     }
 
     #[test]

@@ -147,6 +147,8 @@ pub struct Recipe {
     pub cosine: bool,
     /// What convolutions multiply.
     pub precision: Precision,
+    /// Batch norm's statistics are those of all ranks' pictures together.
+    pub sync_batch_norm: bool,
     /// What random numbers start from.
     pub seed: u64,
     /// Memory for frames in MB.
@@ -186,6 +188,7 @@ impl Default for Recipe {
             statistics: 0,
             cosine: false,
             precision: Precision::F32,
+            sync_batch_norm: false,
             seed: 0,
             cache: 2048,
             compress: Compress::default(),

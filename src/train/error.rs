@@ -79,6 +79,9 @@ pub enum Error {
         /// How many.
         steps: usize,
     },
+    /// Several processes cannot train together, or one of them was lost.
+    #[error("the processes of this training cannot work together: {0}")]
+    Ranks(String),
     /// The system gives no threads.
     #[error("cannot start the threads that read clips: {0}")]
     Threads(io::Error),

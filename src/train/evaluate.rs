@@ -16,6 +16,7 @@ use super::config::DataConfig;
 use super::data::{self, Clip, Clips, Split};
 use super::error::Error;
 use super::metrics::{self, Lpips, Planes};
+use super::onnx::{self, IdentityNetwork, LandmarkNetwork};
 use crate::animate::{Animator, Engine, MotionOptions};
 use crate::media::clip::STILLS_RATE;
 use crate::media::sink::{self, WriteOptions};
@@ -36,6 +37,10 @@ pub struct Job {
     pub frames: Option<usize>,
     /// Measures LPIPS too.
     pub lpips: Option<Lpips>,
+    /// Measures AKD too.
+    pub landmarks: Option<LandmarkNetwork>,
+    /// Measures AED too.
+    pub identity: Option<IdentityNetwork>,
 }
 
 /// How good pictures are; means over frames.
@@ -52,6 +57,13 @@ pub struct Scores {
     /// LPIPS on SqueezeNet, if it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lpips: Option<f64>,
+    /// Average keypoint distance: mean difference of landmarks along x and y in pixels of the model's picture, if
+    /// it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub akd: Option<f64>,
+    /// Average Euclidean distance of identities, 0 to 2, if it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aed: Option<f64>,
     /// How much more, or less, changes from frame to frame than in the clip: mean absolute difference, of 0..1.
     pub jitter: f64,
     /// Time of keypoints and generator for a frame.
@@ -194,15 +206,20 @@ fn protocol(job: &Job) -> String {
         Some(n) => format!("the first {n} frames of each clip drive"),
         None => "every frame of each clip drives".to_owned(),
     };
-    let lpips = if job.lpips.is_some() {
-        " LPIPS 0.1 on SqueezeNet 1.1."
-    } else {
-        ""
-    };
+    let say = |measured: bool, what: &'static str| if measured { what } else { "" };
+    let lpips = say(job.lpips.is_some(), " LPIPS 0.1 on SqueezeNet 1.1.");
+    let akd = say(
+        job.landmarks.is_some(),
+        " AKD: mean absolute difference of landmarks along x and y, in pixels of the model's picture.",
+    );
+    let aed = say(
+        job.identity.is_some(),
+        " AED: Euclidean distance of identity vectors of length 1.",
+    );
     format!(
         "Reconstruction: the first frame of a clip is the source, {frames}, with absolute motion, and each result is compared with \
          the frame that drove it, both at the model's size, from the square in the middle. Means over all frames. L1 in 0..1 over RGB; PSNR in dB; SSIM with a \
-         Gaussian window of 11 pixels; jitter: mean absolute difference between the change from frame to frame in the result and in the clip.{lpips} \
+         Gaussian window of 11 pixels; jitter: mean absolute difference between the change from frame to frame in the result and in the clip.{lpips}{akd}{aed} \
          Time is that of keypoints and generator of one frame, on the CPU."
     )
 }
@@ -215,6 +232,36 @@ struct Sums {
     changes: usize,
     sums: [f64; 6],
     lpips: bool,
+    /// Of the frames for which there are such numbers.
+    akd: Mean,
+    aed: Mean,
+}
+
+/// A sum and how many numbers are in it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    sum: f64,
+    count: usize,
+}
+
+impl Mean {
+    fn add(&mut self, number: Option<f64>) {
+        if let Some(number) = number {
+            self.sum += number;
+            self.count += 1;
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            sum: self.sum + other.sum,
+            count: self.count + other.count,
+        }
+    }
+
+    fn value(self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64)
+    }
 }
 
 impl Sums {
@@ -224,6 +271,8 @@ impl Sums {
             changes: self.changes + other.changes,
             sums: std::array::from_fn(|i| self.sums[i] + other.sums[i]),
             lpips: self.lpips || other.lpips,
+            akd: self.akd.plus(other.akd),
+            aed: self.aed.plus(other.aed),
         }
     }
 
@@ -235,6 +284,8 @@ impl Sums {
             psnr: of(1, self.frames),
             ssim: of(2, self.frames),
             lpips: self.lpips.then(|| of(3, self.frames)),
+            akd: self.akd.value(),
+            aed: self.aed.value(),
             milliseconds: of(4, self.frames),
             jitter: of(5, self.changes),
         }
@@ -285,6 +336,17 @@ fn measure(
     };
     let mut before: Option<[Planes; 2]> = None;
     reconstruct(job, animator, clip, |frame, drawn, milliseconds| {
+        if let Some(picture) = RgbaImage::from_raw(side as u32, side as u32, drawn.to_vec()) {
+            if let Some(network) = &job.landmarks {
+                let (drawn, real) = (network.points(&picture)?, network.points(frame)?);
+                let distance = onnx::keypoint_distance(&drawn, &real);
+                all.akd.add(distance.map(|distance| distance * side as f64));
+            }
+            if let Some(network) = &job.identity {
+                let (drawn, real) = (network.vector(&picture)?, network.vector(frame)?);
+                all.aed.add(onnx::identity_distance(&drawn, &real));
+            }
+        }
         let (real, drawn) = (Planes::of_rgba(frame, side), Planes::of_rgba(drawn, side));
         let lpips = job
             .lpips
@@ -351,15 +413,20 @@ fn show(job: &Job, animator: &mut Animator, clips: &[&Clip], output: &Path) -> R
 /// The report for people.
 pub fn markdown(report: &Report) -> String {
     let mut text = format!("# Evaluation\n\n{}\n\n", report.protocol);
-    let with_lpips = report
-        .models
+    // Columns of what was measured for some model.
+    type Column = (&'static str, usize, fn(&Scores) -> Option<f64>);
+    let optional: [Column; 3] = [
+        ("LPIPS", 4, |scores| scores.lpips),
+        ("AKD", 3, |scores| scores.akd),
+        ("AED", 4, |scores| scores.aed),
+    ];
+    let measured = |(_, _, of): &Column| report.models.iter().any(|m| of(&m.scores).is_some());
+    let optional: Vec<Column> = optional.into_iter().filter(measured).collect();
+    let title: String = optional
         .iter()
-        .any(|model| model.scores.lpips.is_some());
-    let (title, line) = if with_lpips {
-        (" LPIPS |", "---|")
-    } else {
-        ("", "")
-    };
+        .map(|(name, ..)| format!(" {name} |"))
+        .collect();
+    let line = "---|".repeat(optional.len());
     // Writing to a string cannot fail.
     let mut table = |first: &str, rows: &mut dyn Iterator<Item = (String, Scores)>| {
         let _ = writeln!(
@@ -367,9 +434,10 @@ pub fn markdown(report: &Report) -> String {
             "| {first} | frames | L1 | PSNR | SSIM |{title} jitter | ms per frame |\n|---|---|---|---|---|{line}---|---|"
         );
         for (name, scores) in rows {
-            let lpips = scores
-                .lpips
-                .map_or_else(String::new, |lpips| format!(" {lpips:.4} |"));
+            let more = optional.iter().map(|(_, digits, of)| {
+                of(&scores).map_or(" |".to_owned(), |value| format!(" {value:.digits$} |"))
+            });
+            let more: String = more.collect();
             let Scores {
                 frames,
                 l1,
@@ -381,7 +449,7 @@ pub fn markdown(report: &Report) -> String {
             } = scores;
             let _ = writeln!(
                 text,
-                "| {name} | {frames} | {l1:.4} | {psnr:.2} | {ssim:.4} |{lpips} {jitter:.4} | {milliseconds:.1} |"
+                "| {name} | {frames} | {l1:.4} | {psnr:.2} | {ssim:.4} |{more} {jitter:.4} | {milliseconds:.1} |"
             );
         }
         text.push('\n');

@@ -154,7 +154,7 @@ impl Message {
 }
 
 /// The checksum as records have it: turned and moved, so that one of bytes that hold one is not special.
-fn masked(bytes: &[u8]) -> u32 {
+pub(super) fn masked(bytes: &[u8]) -> u32 {
     crc32c(bytes).rotate_right(15).wrapping_add(0xA282_EAD8)
 }
 

@@ -1,7 +1,8 @@
 //! The loop: batches, steps, checkpoints, and what one watches it by.
 //!
-//! For several processes there is one place each: [`Loader::start`] is told which samples are this rank's,
-//! and gradients are averaged in [`Trainer::step`] between backward and Adam.
+//! Of several processes each takes its share of every batch ([`Trainer::loader`]), and gradients are averaged
+//! over all in [`Trainer::step`], between backward and Adam. So all have the same weights, and the first of
+//! them writes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,6 +25,7 @@ use super::learner::{self, Generated, Gradients, Learner};
 use super::loader::{Batch, Dataset, Loader};
 use super::losses::{self, Losses};
 use super::random::Random;
+use super::ranks::Ranks;
 use super::state::{self, Counters, Saved};
 use super::transform::Transform;
 use crate::checkpoint;
@@ -70,6 +72,8 @@ pub enum Progress<'a> {
         perceptual: Option<&'static str>,
         /// Parameters that learn.
         parameters: usize,
+        /// Processes that train together.
+        ranks: usize,
     },
     /// Some steps are done.
     Steps {
@@ -105,6 +109,7 @@ pub struct Trainer {
     device: Device,
     total: u64,
     perceptual: Option<&'static str>,
+    ranks: Ranks,
 }
 
 /// What one step gave.
@@ -124,7 +129,28 @@ impl Trainer {
     /// # Errors
     /// When clips, weights, checkpoint or landmarks cannot be used.
     pub fn open(config: TrainConfig, options: &Options) -> Result<Self, Error> {
-        let device = Device::Cpu;
+        Self::open_among(config, options, &mut Ranks::default())
+    }
+
+    /// The same as one of several ranks, which are taken: each opens the same clips, weights and checkpoint.
+    ///
+    /// # Errors
+    /// As [`Trainer::open`], or when the ranks were given different things; the others are told.
+    pub fn open_among(
+        config: TrainConfig,
+        options: &Options,
+        ranks: &mut Ranks,
+    ) -> Result<Self, Error> {
+        let mut trainer = Self::build(config, options, ranks);
+        match &mut trainer {
+            Ok(trainer) => trainer.ranks = std::mem::take(ranks),
+            Err(error) => ranks.leave(Some(error)),
+        }
+        trainer
+    }
+
+    fn build(config: TrainConfig, options: &Options, ranks: &Ranks) -> Result<Self, Error> {
+        let device = ranks.device().clone();
         let dataset = Dataset::open(&config.data, &config.recipe, config.model.image_size)?;
         let perceptual = perceptual(&config, &device)?;
         let name = perceptual.as_ref().map(|network| network.kind().name());
@@ -146,15 +172,25 @@ impl Trainer {
                 adam.restore(name, state);
             }
         }
+        let epoch = steps(&dataset, &config, ranks);
+        let whole = epoch.saturating_mul(config.epochs as u64);
+        let total = options.steps.map_or(whole, |steps| steps.min(whole));
+        ranks.agree(&[
+            ("tensors", values.len() as f64),
+            ("tensors that moved", adam.states().len() as f64),
+            ("steps done", counters.step as f64),
+            ("steps in all", total as f64),
+            ("clips", dataset.clips() as f64),
+            ("samples in an epoch", dataset.epoch() as f64),
+        ])?;
+        ranks.share(&mut values)?;
         let learner = Learner::new(&config, &values, perceptual, DType::F32, &device)?
             .taught(options.lesson.clone());
         if config.recipe.ema > 0.0 && average.is_empty() {
             average = detached(&learner);
         }
-        let epoch = (dataset.epoch() / config.data.batch_size).max(1) as u64;
-        let whole = epoch.saturating_mul(config.epochs as u64);
         Ok(Self {
-            total: options.steps.map_or(whole, |steps| steps.min(whole)),
+            total,
             learner,
             adam,
             average,
@@ -163,12 +199,13 @@ impl Trainer {
             device,
             perceptual: name,
             config,
+            ranks: Ranks::default(),
         })
     }
 
     /// Steps in an epoch.
     pub fn epoch(&self) -> u64 {
-        (self.dataset.epoch() / self.config.data.batch_size).max(1) as u64
+        steps(&self.dataset, &self.config, &self.ranks)
     }
 
     /// How far the run is.
@@ -186,11 +223,33 @@ impl Trainer {
         &self.dataset
     }
 
-    /// Runs to the end, or until `stop` becomes true; either way what was learnt is saved.
+    /// Runs to the end, or until `stop` becomes true for any rank; either way what was learnt is saved. Only
+    /// the first rank tells and saves.
     ///
     /// # Errors
-    /// When clips cannot be read, the disk is full, or nothing but nonsense comes out any more.
-    pub fn run(
+    /// When clips cannot be read, the disk is full, or nothing but nonsense comes out any more; the other ranks
+    /// are told.
+    pub fn run(&mut self, tell: impl FnMut(&Progress<'_>), stop: &AtomicBool) -> Result<(), Error> {
+        let result = if self.ranks.is_first() {
+            self.lead(tell, stop)
+        } else {
+            self.follow(stop)
+        };
+        self.ranks.leave(result.as_ref().err());
+        result
+    }
+
+    /// Takes part in every step, and nothing else.
+    fn follow(&mut self, stop: &AtomicBool) -> Result<(), Error> {
+        let mut loader = self.loader()?;
+        let mut skipped = 0;
+        while self.goes_on(stop)? {
+            self.next_step(&mut loader, &mut skipped)?;
+        }
+        Ok(())
+    }
+
+    fn lead(
         &mut self,
         mut tell: impl FnMut(&Progress<'_>),
         stop: &AtomicBool,
@@ -210,19 +269,14 @@ impl Trainer {
             epoch: self.epoch(),
             perceptual: self.perceptual,
             parameters: learning.map(|(_, var)| var.elem_count()).sum(),
+            ranks: self.ranks.size(),
         });
         let mut loader = self.loader()?;
         let mut window = Window::new();
         let mut skipped = 0;
         let mut saved = self.counters.step;
-        while self.counters.step < self.total && !stop.load(Ordering::Relaxed) {
-            let samples = loader.next(self.config.data.batch_size)?;
-            let batch = self.dataset.batch(&samples, &self.device)?;
-            let step = self.step(&batch)?;
-            skipped = if step.taken { 0 } else { skipped + 1 };
-            if skipped == MOST_SKIPPED {
-                return Err(Error::Diverged { steps: skipped });
-            }
+        while self.goes_on(stop)? {
+            let (batch, step) = self.next_step(&mut loader, &mut skipped)?;
             window.add(&step);
             let number = self.counters.step;
             let last = number == self.total;
@@ -273,17 +327,40 @@ impl Trainer {
         Ok(())
     }
 
-    /// Samples from where the run is.
+    fn goes_on(&self, stop: &AtomicBool) -> Result<bool, Error> {
+        Ok(self.counters.step < self.total && !self.ranks.any(stop.load(Ordering::Relaxed))?)
+    }
+
+    /// `skipped` counts the steps without numbers in a row.
+    fn next_step(
+        &mut self,
+        loader: &mut Loader,
+        skipped: &mut usize,
+    ) -> Result<(Batch, Step), Error> {
+        let samples = loader.next(self.config.data.batch_size)?;
+        let batch = self.dataset.batch(&samples, &self.device)?;
+        let step = self.step(&batch)?;
+        *skipped = if step.taken { 0 } else { *skipped + 1 };
+        if *skipped == MOST_SKIPPED {
+            return Err(Error::Diverged { steps: *skipped });
+        }
+        Ok((batch, step))
+    }
+
+    /// Samples from where the run is: of every batch of all ranks the part of this one.
     ///
     /// # Errors
     /// When the system gives no threads.
     pub fn loader(&self) -> Result<Loader, Error> {
         let batch = self.config.data.batch_size;
-        let first = self.counters.step * batch as u64;
-        Loader::start(&self.dataset, 3 * batch, move |place| first + place)
+        let (first, part) = (self.counters.step, batch as u64);
+        let (rank, ranks) = (self.ranks.rank() as u64, self.ranks.size() as u64);
+        Loader::start(&self.dataset, 3 * batch, move |place| {
+            ((first + place / part) * ranks + rank) * part + place % part
+        })
     }
 
-    /// One step: losses, gradients, Adam.
+    /// One step: losses, gradients, Adam. Losses and gradients are the means of all ranks.
     ///
     /// A step whose losses or gradients are no numbers changes nothing and is counted.
     ///
@@ -292,6 +369,8 @@ impl Trainer {
     pub fn step(&mut self, batch: &Batch) -> Result<Step, Error> {
         let number = self.counters.step;
         let statistics = self.statistics()?;
+        let synchronised = self.config.recipe.sync_batch_norm;
+        let _synchronised = synchronised.then(|| self.ranks.synchronise());
         let pointing = number < self.config.recipe.landmark_steps as u64;
         let (losses, generated, mut gradients) = if pointing {
             let losses = self.learner.point(batch)?;
@@ -305,11 +384,12 @@ impl Trainer {
             let pairs = batch.source.dim(0)?;
             let transform = Transform::random(
                 &self.config.transform,
-                pairs,
+                pairs * self.ranks.size(),
                 &mut random,
                 DType::F32,
                 &self.device,
-            )?;
+            )?
+            .of(pairs * self.ranks.rank(), pairs)?;
             let deformed = transform.frame(&batch.driving)?;
             let (mut losses, generated) = self.learner.generate(batch, &transform, &deformed)?;
             let sum = losses::sum(&values(&losses))?;
@@ -325,11 +405,12 @@ impl Trainer {
             }
             (losses, Some(generated.detach()), gradients)
         };
-        let losses: Vec<(&'static str, f64)> = losses
+        let mut losses: Vec<(&'static str, f64)> = losses
             .iter()
             .map(|(name, loss)| Ok((*name, loss.to_dtype(DType::F64)?.to_scalar::<f64>()?)))
             .collect::<candle_core::Result<_>>()?;
-        // Several ranks average their gradients here.
+        self.ranks.average(&mut gradients)?;
+        self.ranks.mean(losses.iter_mut().map(|(_, loss)| loss))?;
         let length = shorten(&mut gradients, self.config.recipe.gradient_clip)?;
         let taken = length.is_finite() && losses.iter().all(|(_, loss)| loss.is_finite());
         self.counters.step += 1;
@@ -460,6 +541,12 @@ impl Trainer {
         let event = events.picture("grid", number, sheet.dimensions(), &png);
         event.map_err(|e| Error::write(events.path(), e))
     }
+}
+
+/// Steps in an epoch.
+fn steps(dataset: &Dataset, config: &TrainConfig, ranks: &Ranks) -> u64 {
+    let batch = config.data.batch_size * ranks.size();
+    (dataset.epoch() / batch).max(1) as u64
 }
 
 /// Values of named losses.

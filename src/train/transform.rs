@@ -86,6 +86,23 @@ impl Transform {
         Self::new(theta, weights)
     }
 
+    /// Those of `count` of its pictures, from one on.
+    ///
+    /// # Errors
+    /// When there are fewer.
+    pub fn of(&self, first: usize, count: usize) -> Result<Self> {
+        let part = |t: &Tensor| t.narrow(0, first, count)?.contiguous();
+        let spline = match &self.spline {
+            None => None,
+            Some(spline) => Some(Spline {
+                points: spline.points.clone(),
+                weights: part(&spline.weights)?,
+            }),
+        };
+        let theta = part(&self.theta)?;
+        Ok(Self { theta, spline })
+    }
+
     /// Deforms pictures (b, c, h, w); outside is mirrored.
     pub fn frame(&self, pictures: &Tensor) -> Result<Tensor> {
         let (b, _, h, w) = pictures.dims4()?;

@@ -37,7 +37,15 @@ fn models_are_measured_by_the_clips_that_can_be_read() {
             .arg(&output);
         command.args(more).output().unwrap()
     };
-    let result = run(&["--json"]);
+    // A network for which red and green are x and y of a landmark, and one for which the mean colour is who it is.
+    let fixture = |name: &str| crate::common::file("tests/fixtures/onnx").join(name);
+    let (landmarks, identity) = (fixture("red-and-green.onnx"), fixture("mean-colour.onnx"));
+    let networks = [
+        ["--landmarks-onnx", landmarks.to_str().unwrap()],
+        ["--identity-onnx", identity.to_str().unwrap()],
+        ["--identity-input", "unit"],
+    ];
+    let result = run(&[&["--json"], networks.concat().as_slice()].concat());
     let said = String::from_utf8_lossy(&result.stderr).into_owned();
     assert!(result.status.success(), "{said}");
     let report: Value = serde_json::from_slice(&result.stdout).unwrap();
@@ -56,6 +64,9 @@ fn models_are_measured_by_the_clips_that_can_be_read() {
     );
     assert!(of("moving", "l1") > of("still", "l1") && of("moving", "jitter") > 0.0);
     assert_eq!(of("one-frame", "jitter"), 0.0);
+    // In pixels of 256: the mean red and green of a drawn face at rest are nearly those of the face.
+    assert!(of("still", "akd") < 10.0 && of("moving", "akd") > 0.0);
+    assert!((0.0..0.2).contains(&of("still", "aed")) && of("moving", "aed") <= 2.0);
     assert!(of("still", "milliseconds") > 0.0 && model["clips"]["still"]["lpips"].is_null());
     assert_eq!(model["worst"].as_array().unwrap().last().unwrap(), "still");
     assert!(report["left_out"]["corrupt.mp4"].is_string(), "{report:#}");
@@ -64,6 +75,7 @@ fn models_are_measured_by_the_clips_that_can_be_read() {
         table.contains("| mimic-small | 6 |") && table.contains("corrupt.mp4"),
         "{table}"
     );
+    assert!(table.contains("| SSIM | AKD | AED | jitter |"), "{table}");
     assert_eq!(
         serde_json::from_slice::<Value>(&fs::read(output.join("evaluation.json")).unwrap())
             .unwrap(),
@@ -102,6 +114,11 @@ fn folders_that_cannot_be_measured_by_are_refused() {
     clip(&folder.path().join("a/test/good.mp4"), "64x64", 1);
     let said = run("a", &["--squeezenet", "a/no.pth", "--lpips", "a/no.pth"]);
     assert!(said.contains("no.pth"), "{said}");
+    let corrupt = folder.path().join("a/test/corrupt.mp4");
+    let said = run("a", &["--identity-onnx", corrupt.to_str().unwrap()]);
+    assert!(said.contains("corrupt.mp4: this is no ONNX file"), "{said}");
+    let said = run("a", &["--landmarks-input", "unit"]);
+    assert!(said.contains("--landmarks-onnx"), "{said}");
     let said = run("a", &["--weights", "a/no.safetensors"]);
     assert!(said.contains("no.safetensors"), "{said}");
 }

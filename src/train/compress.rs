@@ -22,9 +22,9 @@ use super::evaluate;
 use super::prune;
 use super::state;
 use super::trainer::{self, MODEL, Options, STATE, Trainer};
+use crate::animate::Engine;
 use crate::checkpoint;
-use crate::model::packed::Engine;
-use crate::model::{ModelConfig, Networks};
+use crate::model::{ModelConfig, Networks, packed};
 use crate::ops::threads::Workers;
 
 /// What is known of a compression in its folder.
@@ -372,7 +372,7 @@ impl Compression {
         }
         let workers =
             Workers::new(self.threads).map_err(|e| Error::Threads(io::Error::other(e)))?;
-        let engine = Engine::new(config, tensors, workers)?;
+        let engine = Engine::on_cpu(packed::Engine::new(config, tensors, workers)?);
         let slug: String = name
             .chars()
             .map(|c| if c.is_alphanumeric() { c } else { '-' })
@@ -383,6 +383,8 @@ impl Compression {
             output: self.config.output.join("evaluation").join(&slug),
             frames: Some(self.config.recipe.compress.frames.max(1)),
             lpips: None,
+            landmarks: None,
+            identity: None,
         };
         let models = std::iter::once(Ok::<_, Error>((slug, engine)));
         let tell = |_: &str, _: &str, done, of| tell(&Progress::Measuring { name, done, of });

@@ -12,45 +12,10 @@ use std::time::{Duration, Instant};
 
 use mimic::train::curves::Curves;
 
-const CONFIG: &str = "
-epochs: 1000
-dataset:
-  train:
-    batch_size: 2
-    num_workers: 1
-    dataroot: nowhere
-    frame_shape: [32, 32, 3]
-    time_flip: True
-    transforms:
-      - {name: PairedRandomHorizontalFlip, prob: 0.5}
-      - {name: PairedColorJitter, brightness: 0.1, contrast: 0.1, saturation: 0.1, hue: 0.1}
-model:
-  common_params: {num_kp: 3, num_channels: 3, estimate_jacobian: True}
-  generator:
-    kp_detector_cfg: {temperature: 0.1, block_expansion: 4, max_features: 8, scale_factor: 0.5, num_blocks: 2}
-    generator_cfg:
-      block_expansion: 4
-      max_features: 8
-      num_down_blocks: 1
-      num_bottleneck_blocks: 1
-      estimate_occlusion_map: True
-      dense_motion_params: {block_expansion: 4, max_features: 8, num_blocks: 2, scale_factor: 0.5}
-  discriminator:
-    discriminator_cfg: {scales: [1], block_expansion: 4, max_features: 8, num_blocks: 2, sn: True}
-  train_params:
-    scales: [1, 0.5]
-    transform_params: {sigma_affine: 0.05, sigma_tps: 0.005, points_tps: 5}
-    loss_weights:
-      generator_gan: 1
-      discriminator_gan: 1
-      feature_matching: [10, 10]
-      perceptual: [0, 0, 0, 0, 0]
-      equivariance_value: 10
-      equivariance_jacobian: 10
-lr_scheduler: {lr_generator: 2.0e-4, lr_discriminator: 2.0e-4, lr_kp_detector: 2.0e-4}
-log_config: {interval: 1, visiual_interval: 3}
-mimic: {l1: 20, sync_batch_norm: True, gradient_clip: 50, statistics: 4}
-";
+const CONFIG: &str = include_str!("train/tiny.yaml");
+
+/// An override by which each rank takes the statistics of its own pictures.
+const APART: &str = "mimic.sync_batch_norm=False";
 
 /// A folder with clips and the training file.
 fn folder() -> tempfile::TempDir {
@@ -86,6 +51,9 @@ fn train(folder: &Path, output: &str, more: &[&str]) -> Vec<String> {
     let mut words = [mimic, "train", "-c", &file, "--output", &output]
         .map(str::to_owned)
         .to_vec();
+    if !more.contains(&APART) {
+        words.extend(["-o", "mimic.sync_batch_norm=True"].map(str::to_owned));
+    }
     if !more.contains(&"--data") {
         words.extend(["--data".to_owned(), place("data")]);
     }
@@ -171,7 +139,7 @@ fn two_ranks_give_the_losses_of_one_process_with_twice_the_batch() {
     }
     assert!(folder.path().join("two/model.safetensors").exists());
     // With statistics of each rank's own pictures the losses are others: they are really exchanged above.
-    let apart = ["--steps", "2", "-o", "mimic.sync_batch_norm=False"];
+    let apart = ["--steps", "2", "-o", APART];
     let apart = mpirun(&[
         train(folder.path(), "apart", &apart),
         train(folder.path(), "apart", &apart),

@@ -15,45 +15,7 @@ use mimic::train::{Options, Progress, TrainConfig, Trainer};
 
 use crate::data::clip;
 
-pub(crate) const CONFIG: &str = "
-epochs: 1000
-dataset:
-  train:
-    batch_size: 2
-    num_workers: 2
-    dataroot: nowhere
-    frame_shape: [32, 32, 3]
-    time_flip: True
-    transforms:
-      - {name: PairedRandomHorizontalFlip, prob: 0.5}
-      - {name: PairedColorJitter, brightness: 0.1, contrast: 0.1, saturation: 0.1, hue: 0.1}
-model:
-  common_params: {num_kp: 3, num_channels: 3, estimate_jacobian: True}
-  generator:
-    kp_detector_cfg: {temperature: 0.1, block_expansion: 4, max_features: 8, scale_factor: 0.5, num_blocks: 2}
-    generator_cfg:
-      block_expansion: 4
-      max_features: 8
-      num_down_blocks: 1
-      num_bottleneck_blocks: 1
-      estimate_occlusion_map: True
-      dense_motion_params: {block_expansion: 4, max_features: 8, num_blocks: 2, scale_factor: 0.5}
-  discriminator:
-    discriminator_cfg: {scales: [1], block_expansion: 4, max_features: 8, num_blocks: 2, sn: True}
-  train_params:
-    scales: [1, 0.5]
-    transform_params: {sigma_affine: 0.05, sigma_tps: 0.005, points_tps: 5}
-    loss_weights:
-      generator_gan: 1
-      discriminator_gan: 1
-      feature_matching: [10, 10]
-      perceptual: [0, 0, 0, 0, 0]
-      equivariance_value: 10
-      equivariance_jacobian: 10
-lr_scheduler: {lr_generator: 1.0e-3, lr_discriminator: 1.0e-3, lr_kp_detector: 1.0e-3, epoch_milestones: [5]}
-log_config: {interval: 1, visiual_interval: 3}
-mimic: {l1: 20, ema: 0.9, gradient_clip: 50, statistics: 6}
-";
+pub(crate) const CONFIG: &str = include_str!("tiny.yaml");
 
 fn clips(folder: &Path) {
     fs::create_dir(folder.join("train")).unwrap();

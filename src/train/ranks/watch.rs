@@ -246,7 +246,7 @@ impl Peer {
     fn new(rank: usize, stream: TcpStream) -> Self {
         Self {
             rank,
-            address: stream.peer_addr().ok().map(|address| address.ip()),
+            address: stream.peer_addr().ok().map(|it| it.ip().to_canonical()),
             stream: Mutex::new(stream),
         }
     }

@@ -32,9 +32,14 @@ pack() {
     cp assets/mona-lisa.jpg assets/driver.mp4 "$1/assets/"
     cp benches/peers/gpu.py benches/peers/networks.py benches/peers/presets.py "$1/peers/"
     # CUDA's libraries, but not the driver's, which comes with the card.
-    for folder in ${CUDA_HOME:+"$CUDA_HOME/lib"} ${CUDNN_LIB:+"$CUDNN_LIB"}; do
-        [ -z "$FEATURES" ] || cp -P "$folder"/lib*.so.[0-9]* "$1/lib/"
-    done
+    if [ -n "$FEATURES" ]; then
+        cuda=${CUDA_HOME:-$(dirname "$(dirname "$(command -v nvcc)")")}
+        for name in cublas cublasLt curand cudart nvrtc nvrtc-builtins cudnn 'cudnn_*'; do
+            for library in "$cuda"/lib64/lib$name.so.[0-9]* ${CUDNN_LIB:+"$CUDNN_LIB"/lib$name.so.[0-9]*}; do
+                [ ! -e "$library" ] || cp -L "$library" "$1/lib/"
+            done
+        done
+    fi
     # Read without ffmpeg too.
     mkdir -p "$1/assets/frames"
     ffmpeg -v error -y -stream_loop -1 -i assets/driver.mp4 -frames:v $frames -vf crop=ih:ih,scale=256:256 -q:v 3 "$1/assets/frames/%05d.jpg"
@@ -51,7 +56,7 @@ check() {
     out=${OUT:-$here}
     mkdir -p "$out"
     begun=$(date +%s)
-    # The folder's own libraries come last: a machine's are made for its driver.
+    # What the machine names itself comes before the folder's own.
     export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$here/lib"
     cd "$out"
     card=null
@@ -59,7 +64,7 @@ check() {
         device=${DEVICE:-cuda:0}
         fields=name,uuid,driver_version,compute_cap,memory.total,memory.used,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu,mig.mode.current,pcie.link.gen.current,pcie.link.width.current
         card=$(nvidia-smi --query-gpu=$fields --format=csv,noheader,nounits | head -1 | awk -F', ' -v names=$fields '{
-            n = split(names, name, ","); printf "{"
+            gsub(/"/, ""); n = split(names, name, ","); printf "{"
             for (i = 1; i <= n; i++) printf "%s\"%s\": \"%s\"", i > 1 ? ", " : "", name[i], $i
             print "}" }')
         nvidia-smi -q >nvidia-smi.txt 2>&1 || true

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
@@ -103,12 +104,23 @@ struct Plan {
 
 /// What a thread keeps for a device.
 struct State {
-    cudnn: Arc<Cudnn>,
+    cudnn: Handle,
     plans: HashMap<Key, Plan>,
     /// Shared by all convolutions, which come one after the other on one stream.
     workspace: CudaSlice<u8>,
     /// Stands for the summand that there is none of; it is not read.
     nothing: CudaSlice<u8>,
+}
+
+/// cuDNN's handle. Dropped with its thread, when a panic would end the program: and that is what cudarc answers a card with that has
+/// failed.
+struct Handle(Option<Arc<Cudnn>>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let handle = self.0.take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(handle)));
+    }
 }
 
 impl Convolution {
@@ -166,13 +178,15 @@ impl Convolution {
             let state = match states.entry(device.id()) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => entry.insert(State {
-                    cudnn: Cudnn::new(device.cuda_stream())?,
+                    cudnn: Handle(Some(Cudnn::new(device.cuda_stream())?)),
                     plans: HashMap::new(),
                     workspace: device.alloc_zeros(1)?,
                     nothing: device.alloc_zeros(1)?,
                 }),
             };
-            let cudnn = &state.cudnn;
+            let Some(cudnn) = &state.cudnn.0 else {
+                bail!("conv2d: cuDNN is gone");
+            };
             let int = |v: usize| v as i32;
             let mut conv = cudnn.create_conv2d::<f32>(
                 [int(self.padding); 2],

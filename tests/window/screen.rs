@@ -166,7 +166,11 @@ impl Screen {
             if let Some(status) = self.window.try_wait().unwrap() {
                 return status;
             }
-            assert!(began.elapsed() < Duration::from_secs(60), "it does not end");
+            assert!(
+                began.elapsed() < Duration::from_secs(60),
+                "it does not end; its threads: {:?}",
+                threads(self.window.id())
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -179,6 +183,16 @@ impl Drop for Screen {
             let _ = child.wait();
         }
     }
+}
+
+/// A process's threads, and where in the kernel each waits.
+fn threads(id: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{id}/task")).into_iter();
+    let tasks = tasks.flatten().flatten().map(|task| {
+        let say = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        format!("{} in {}", say("comm").trim(), say("wchan"))
+    });
+    tasks.collect()
 }
 
 /// The server's frame buffer: an XWD file, which it draws into.

@@ -4,7 +4,7 @@
 //! The ways are numbered from the best, 0, down; what they are this does not know. Time is given, never asked
 //! for, so that the same frames at the same times end in the same decisions. It does not flap:
 //!
-//! - down when frames have taken longer than there is time for [`OVER`] seconds;
+//! - down when frames have taken longer than there is time for `OVER` seconds;
 //! - up when they would still fit on the better way, with room to spare, for some time. What the better way
 //!   costs is known from when it was left: as a ratio, since whatever else the machine does slows both;
 //! - each time that going up was soon undone the next attempt waits twice as long.

@@ -2,7 +2,7 @@
 //!
 //! Elements may be f32, f16 or bf16; arithmetic is f32 throughout, and so are coordinates. None has a gradient. Each op is here
 //! twice: as a plain function on the CPU, which says what it computes, and as a kernel, which is held against it:
-//! compiled by the host's C++ compiler everywhere, and on the card where there is one. What a kernel is given ([`Launch`]) is the
+//! compiled by the host's C++ compiler everywhere, and on the card where there is one. What a kernel is given (`Launch`) is the
 //! same in all three places.
 //!
 //! The networks take these ops for tensors that [`fuses`] says yes to, and candle's otherwise.

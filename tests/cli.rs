@@ -768,7 +768,7 @@ fn doctor_finds_what_this_machine_has() {
 #[test]
 fn a_card_that_is_not_there_is_a_sentence_and_the_cpu_goes_on() {
     let folder = Folder::new();
-    let (clip, out) = (folder.path("pose.png"), folder.path("out.png"));
+    let (clip, out) = (folder.path("pose.png"), folder.path("out.mp4"));
     std::fs::copy(PHOTO, &clip).unwrap();
     let on = |more: &[&'static str]| {
         let mut args = animate(PHOTO, &clip, &out, &["--crop", CROP, "--json"]);

@@ -162,8 +162,10 @@ pub(crate) fn close(display: &str) {
     let message = ClientMessageEvent::new(32, window, atoms.WM_PROTOCOLS, data);
     connection
         .send_event(false, window, EventMask::NO_EVENT, message)
+        .unwrap()
+        // Waits for the server: it may not read what somebody who has left had sent.
+        .check()
         .unwrap();
-    connection.flush().unwrap();
 }
 
 /// The window that takes drops.

@@ -6,7 +6,6 @@ THREADS ?= 2
 VENV ?= .venv
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 1800
-SOAK_PROFILE ?= release
 
 # The demo: a square around the Mona Lisa's head, as large against her face as the driver's picture against his, and of the
 # result the part where the head turns.
@@ -57,7 +56,7 @@ test-ranks:
 	cargo test --locked --features mpi --test ranks
 
 soak: packages
-	cargo run --locked --profile $(SOAK_PROFILE) -- bench --window --seconds $(SOAK_SECONDS)
+	cargo run --locked --release -- bench --window --seconds $(SOAK_SECONDS)
 
 run: packages
 	cargo run --locked --release

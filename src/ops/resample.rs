@@ -120,8 +120,6 @@ impl CustomOp1 for Quads {
 pub struct AntiAlias {
     /// On the device, in f32.
     kernel: Tensor,
-    /// On the CPU, in f64.
-    exact: Tensor,
     factor: usize,
 }
 
@@ -132,14 +130,14 @@ impl AntiAlias {
             bail!("anti-aliasing needs an odd kernel, not {kernel_size}, and a factor over 0");
         }
         let line = gaussian(kernel_size, sigma);
-        let square: Vec<f64> = line
+        let mut square: Vec<f32> = line
             .iter()
             .flat_map(|a| line.iter().map(move |b| a * b))
             .collect();
-        let exact = Tensor::from_vec(square, (1, 1, kernel_size, kernel_size), &Device::Cpu)?;
+        let sum = square.iter().map(|v| f64::from(*v)).sum::<f64>() as f32;
+        square.iter_mut().for_each(|v| *v /= sum);
         Ok(Self {
-            kernel: exact.to_dtype(DType::F32)?.to_device(device)?,
-            exact,
+            kernel: Tensor::from_vec(square, (1, 1, kernel_size, kernel_size), device)?,
             factor,
         })
     }
@@ -165,10 +163,7 @@ impl AntiAlias {
             return fused::reduce(x, &self.kernel.reshape((side, side))?, self.factor);
         }
         let padding = side / 2;
-        let kernel = match x.dtype() {
-            DType::F64 => self.exact.to_device(x.device())?,
-            other => self.kernel.to_dtype(other)?,
-        };
+        let kernel = self.kernel.to_dtype(x.dtype())?;
         let x = x.reshape((b * c, 1, h, w))?;
         // Pictures that losses compare: always in full.
         let small = in_half(false, || conv2d(&x, &kernel, None, padding, self.factor, 1))?;
@@ -211,14 +206,14 @@ fn bilinear_weights(from: usize, to: usize, dtype: DType, device: &Device) -> Re
     Tensor::from_vec(weights, (to, from), device)?.to_dtype(dtype)
 }
 
-/// A sampled gaussian around the middle of `size` places, its sum 1.
-fn gaussian(size: usize, sigma: f64) -> Vec<f64> {
-    let mean = (size as f64 - 1.0) / 2.0;
+/// A sampled gaussian around the middle of `size` places, 1 there. In f32 whatever computes with it, as the reference's is: the
+/// gradients of training are so ill-conditioned that its last bit shows.
+fn gaussian(size: usize, sigma: f64) -> Vec<f32> {
+    let mean = (size as f32 - 1.0) / 2.0;
     // The small term is the reference's; it keeps sigma 0 defined.
-    let line = (0..size).map(|i| (-(i as f64 - mean).powi(2) / (2.0 * sigma * sigma + 1e-9)).exp());
-    let line: Vec<f64> = line.collect();
-    let sum: f64 = line.iter().sum();
-    line.iter().map(|v| v / sum).collect()
+    let width = (2.0 * sigma * sigma + 1e-9) as f32;
+    let line = (0..size).map(|i| (-(i as f32 - mean).powi(2) / width).exp());
+    line.collect()
 }
 
 #[cfg(test)]

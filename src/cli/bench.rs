@@ -317,13 +317,15 @@ fn window(args: &Args) -> Result<(), Failure> {
         );
     }
     let mut broken = Vec::new();
-    if measured.first_picture > FIRST {
+    // Times are promised of a release; memory of any build.
+    let timed = !cfg!(debug_assertions);
+    if timed && measured.first_picture > FIRST {
         broken.push(format!(
             "the first picture came after {:.2} s and not within {FIRST} s",
             measured.first_picture
         ));
     }
-    if measured.latency > most {
+    if timed && measured.latency > most {
         broken.push(format!(
             "the latency is {:.0} ms and not {most:.0} ms",
             measured.latency

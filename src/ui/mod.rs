@@ -25,8 +25,6 @@ mod widgets;
 mod words;
 
 #[cfg(test)]
-mod faults;
-#[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};

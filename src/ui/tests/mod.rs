@@ -4,6 +4,7 @@
 
 mod access;
 mod downloads;
+mod faults;
 mod pictures;
 mod trouble;
 
@@ -33,7 +34,7 @@ use crate::settings::{self, Driver, Language, Settings, Theme};
 const SIZE: [f32; 2] = [1280.0, 800.0];
 
 /// A window with the settings of `config`, its photos opened and a drawn driver seen.
-pub(super) fn window(config: &Path) -> Harness<'static, App> {
+fn window(config: &Path) -> Harness<'static, App> {
     sized(config, SIZE)
 }
 
@@ -119,13 +120,13 @@ fn draw(app: &mut App) {
     app.stats = super::stats::Stats::default();
 }
 
-pub(super) fn saved(settings: &Settings) -> tempfile::TempDir {
+fn saved(settings: &Settings) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     settings::save(folder.path(), settings).unwrap();
     folder
 }
 
-pub(super) fn fresh() -> tempfile::TempDir {
+fn fresh() -> tempfile::TempDir {
     // Whatever the system's language, and nothing written outside.
     let folder = tempfile::tempdir().unwrap();
     let settings = Settings {
@@ -157,6 +158,12 @@ fn wait<T>(harness: &mut Harness<'static, App>, what: &str, so: impl Fn(&App) ->
         std::thread::sleep(Duration::from_millis(10));
         harness.step();
     }
+}
+
+/// What the notices say.
+fn said(harness: &mut Harness<'static, App>) -> Vec<String> {
+    let shown = harness.state_mut().notices.shown();
+    shown.map(|notice| notice.text.clone()).collect()
 }
 
 /// Drops files on the window.

@@ -2,22 +2,17 @@
 
 use super::*;
 
-fn sentences(harness: &mut Harness<'static, App>) -> Vec<String> {
-    let notices = &mut harness.state_mut().notices;
-    notices.shown().map(|notice| notice.text.clone()).collect()
-}
-
 /// Waits for a notice that says this.
 fn hears(harness: &mut Harness<'static, App>, part: &str) {
     let patience = Instant::now();
     loop {
-        let said = sentences(harness);
-        if said.iter().any(|text| text.contains(part)) {
+        let texts = said(harness);
+        if texts.iter().any(|text| text.contains(part)) {
             return;
         }
         assert!(
             patience.elapsed() < Duration::from_secs(60),
-            "{part}: {said:?}"
+            "{part}: {texts:?}"
         );
         std::thread::sleep(Duration::from_millis(10));
         harness.step();
@@ -30,7 +25,7 @@ fn broken_settings_are_set_aside_with_a_notice() {
     std::fs::write(config.path().join("settings.json"), "{ not json").unwrap();
     std::fs::write(config.path().join("jobs.json"), "[{]").unwrap();
     let mut harness = window(config.path());
-    let texts = sentences(&mut harness);
+    let texts = said(&mut harness);
     assert!(
         texts
             .iter()

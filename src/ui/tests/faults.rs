@@ -1,32 +1,12 @@
 //! What goes wrong while the window is open: it is said, the rest goes on, and nothing is lost.
 
-use std::time::{Duration, Instant};
-
 use eframe::egui::ViewportCommand;
-use egui_kittest::{Harness, kittest::Queryable as _};
-use image::RgbaImage;
 
-use super::Start;
-use super::app::{App, ModelState};
-use super::command::{Command, Place};
-use super::tests::{fresh, saved, window};
+use super::*;
 use crate::pipeline::live::{Event, Quality};
-use crate::settings::{self, Hold, Language, Loaded, Photo, PhotoOrigin, Settings};
-
-/// Steps until it is so.
-fn wait(harness: &mut Harness<'static, App>, what: &str, so: impl Fn(&App) -> bool) {
-    let began = Instant::now();
-    while !so(harness.state()) {
-        assert!(began.elapsed() < Duration::from_secs(60), "never: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-        harness.step();
-    }
-}
-
-fn said(harness: &mut Harness<'static, App>) -> Vec<String> {
-    let shown = harness.state_mut().notices.shown();
-    shown.map(|notice| notice.text.clone()).collect()
-}
+use crate::settings::{Hold, Loaded, Photo, PhotoOrigin};
+use crate::ui::notices::Topic;
+use crate::ui::screenshot;
 
 #[test]
 fn when_the_adapter_is_lost_the_window_asks_to_be_opened_anew_and_forgets_nothing() {
@@ -66,9 +46,7 @@ fn the_window_after_a_lost_adapter_says_why_it_is_new() {
         lost: Some("the card fell off the bus".to_owned()),
         ..Start::default()
     };
-    let mut harness = Harness::builder().wgpu().build_eframe(move |cc| {
-        App::new(&cc.egui_ctx, cc.wgpu_render_state.as_ref().unwrap(), start).unwrap()
-    });
+    let mut harness = started(start, SIZE);
     let texts = said(&mut harness);
     assert!(texts.iter().any(|text| text.contains("fell off the bus")));
 }
@@ -93,7 +71,7 @@ fn a_photo_whose_file_is_deleted_stays_on_stage_and_that_is_said_until_it_is_bac
     let aside = config.path().join("aside.png");
     std::fs::rename(&file, &aside).unwrap();
     wait(&mut harness, "it is said", |app| {
-        app.notices.about(super::notices::Topic::Photo(0))
+        app.notices.about(Topic::Photo(0)).then_some(())
     });
     assert!(said(&mut harness)[0].contains("grandmother"));
     let app = harness.state_mut();
@@ -102,7 +80,7 @@ fn a_photo_whose_file_is_deleted_stays_on_stage_and_that_is_said_until_it_is_bac
     assert_eq!(app.reel.to_settings(), settings.reel, "it is not forgotten");
     std::fs::rename(&aside, &file).unwrap();
     wait(&mut harness, "it is no longer said", |app| {
-        !app.notices.about(super::notices::Topic::Photo(0))
+        (!app.notices.about(Topic::Photo(0))).then_some(())
     });
 }
 
@@ -128,15 +106,7 @@ fn dead_networks_are_said_once_and_can_be_started_again_while_the_photo_stays() 
 #[test]
 fn a_model_chosen_away_from_the_stage_starts_no_driver_until_somebody_looks() {
     let config = fresh();
-    let start = Start {
-        config: Some(config.path().to_owned()),
-        compositor: crate::gpu::Choice::Cpu,
-        threads: 1,
-        ..Start::default()
-    };
-    let mut harness = Harness::builder().wgpu().build_eframe(move |cc| {
-        App::new(&cc.egui_ctx, cc.wgpu_render_state.as_ref().unwrap(), start).unwrap()
-    });
+    let mut harness = alive(config.path());
     harness.step();
     assert!(harness.state().driver.is_some());
     harness.state_mut().want(Command::Go(Place::Models));
@@ -148,7 +118,7 @@ fn a_model_chosen_away_from_the_stage_starts_no_driver_until_somebody_looks() {
     assert!(harness.state().driver.is_some());
     // And it all comes to life.
     wait(&mut harness, "the demo moves the photo", |app| {
-        app.stats.latency > 0.0
+        (app.stats.latency > 0.0).then_some(())
     });
 }
 
@@ -232,7 +202,7 @@ fn a_photo_larger_than_any_screen_is_shown_pixel_for_pixel() {
         config: Some(config.path().to_owned()),
         ..Start::default()
     };
-    super::screenshot(start, [1280.0, 800.0], Duration::from_secs(3), &shot).unwrap();
+    screenshot(start, [1280.0, 800.0], Duration::from_secs(3), &shot).unwrap();
     let picture = image::open(&shot).unwrap().to_luma8();
     let part = image::imageops::crop_imm(&picture, 400, 200, 60, 60).to_image();
     let (least, most) = (part.iter().min().unwrap(), part.iter().max().unwrap());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Failure;
-use super::model::{PrecisionName, available_threads, wrong_precision};
+use super::model::{PrecisionName, wrong_precision};
 use crate::animate::load::{self, ModelOptions};
 use crate::animate::{Animator, Engine, MotionOptions, Source};
 use crate::device::Choice as Device;
@@ -17,7 +17,7 @@ use crate::gpu::{Choice, PasteSettings};
 use crate::model::config::PRESETS;
 use crate::model::{Keypoints, gfpgan, gpen, packed, procedural};
 use crate::ops::simd::Isa;
-use crate::ops::threads::{Record, Workers};
+use crate::ops::threads::{Record, Workers, available_threads};
 use crate::pipeline::offline::{self, Faces, Job, ReferenceFrame, Report, Window};
 use crate::settings::Driver;
 use crate::ui::{self, Start};

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use crate::animate::load::{self, ConfigSource};
+use crate::ops::threads::available_threads;
 use crate::train::compress::{self, Compression, Progress, Teacher};
 
-use super::model::available_threads;
 use super::train::{self, Changes};
 use super::{Failure, weights};
 

@@ -1,11 +1,11 @@
 //! `mimic doctor`: what this machine has, and what is missing.
 
 use super::Failure;
-use super::model::available_threads;
 use crate::animate::load::{self, ConfigSource};
 use crate::checkpoint::store::Store;
 use crate::device::{self, Choice};
 use crate::ops::simd::Isa;
+use crate::ops::threads::available_threads;
 use crate::{gpu, media};
 
 #[allow(clippy::print_stdout, reason = "this is what was asked for")]

@@ -8,6 +8,7 @@ use crate::animate::Engine;
 use crate::animate::load::{self, ConfigSource, ModelOptions, Precision};
 use crate::device::Choice;
 use crate::model::Border;
+use crate::ops::threads::available_threads;
 
 use super::{Failure, weights};
 
@@ -110,9 +111,4 @@ pub(super) fn wrong_precision(error: load::Error) -> Failure {
         load::Error::NoBf16 | load::Error::NoF16 => Failure::Usage(error.to_string()),
         error => error.into(),
     }
-}
-
-/// Threads that this process may use.
-pub(super) fn available_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -7,6 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+/// Threads that this process may use.
+pub fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// A pool of worker threads with the scratch memory of each, and the instruction set they run.
 ///
 /// Run a whole frame inside [`Workers::install`]: then a layer costs no hand-over between pools.

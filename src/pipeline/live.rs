@@ -22,6 +22,7 @@ use crate::faces::Enhancement;
 use crate::frame::Prediction;
 use crate::geometry::Rect;
 use crate::model::Keypoints;
+use crate::ops::threads::available_threads;
 
 /// Commands that may wait; far more than anybody gives within one inference.
 const COMMANDS: usize = 256;
@@ -318,7 +319,7 @@ pub fn measure(model: &LiveModel, long: Duration) -> Result<f64, String> {
 
 pub(super) fn threads(model: &LiveModel) -> usize {
     match model.threads {
-        0 => std::thread::available_parallelism().map_or(1, |all| (all.get() - 1).max(1)),
+        0 => (available_threads() - 1).max(1),
         asked => asked,
     }
 }

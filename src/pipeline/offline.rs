@@ -19,6 +19,7 @@ use crate::faces::{self, Enhancement, Enhancer};
 use crate::frame::Prediction;
 use crate::gpu::{self, Compositor, PasteSettings};
 use crate::media::{self, Provenance, Signer, WriteOptions};
+use crate::ops::threads::available_threads;
 
 /// What to animate, by what, into what.
 #[derive(Clone, Debug)]
@@ -250,7 +251,7 @@ pub fn open(job: &Job) -> Result<Opened<'_>, Error> {
     let photo = media::open_photo(&job.photo)?;
     let cast = cast(job, &photo)?;
     let source = Source::open(job)?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = available_threads();
     let enhancer = job.enhancement.as_ref();
     let enhancer = enhancer.filter(|wanted| wanted.strength > 0.0);
     let enhancer = enhancer.map(|wanted| Enhancer::open(wanted, threads));

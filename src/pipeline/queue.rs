@@ -25,6 +25,7 @@ use crate::geometry::Rect;
 use crate::gpu;
 use crate::media::{self, ReadOptions};
 use crate::model::Keypoints;
+use crate::ops::threads::available_threads;
 use crate::settings::{self, Blend, Driver, Enhance, Face, Motion, PhotoOrigin};
 
 /// The most jobs that are kept.
@@ -372,7 +373,7 @@ fn render(
 }
 
 fn animator(job: &RenderJob) -> Result<Animator, String> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = available_threads();
     let options = ModelOptions {
         weights: job.model.as_deref(),
         threads,

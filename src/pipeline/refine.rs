@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::slot::Slot;
 use crate::faces::{Carried, EnhanceError, Enhancement, Enhancer};
 use crate::frame::Prediction;
+use crate::ops::threads::available_threads;
 
 /// How often the thread looks whether it is still needed.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -138,7 +139,7 @@ impl Drop for Refiner {
 /// The thread: until nobody wants answers.
 fn work(enhancement: &Enhancement, shared: &Shared) {
     // The networks of the live path have the others.
-    let threads = std::thread::available_parallelism().map_or(1, |all| (all.get() / 2).max(1));
+    let threads = (available_threads() / 2).max(1);
     let mut enhancer = match Enhancer::open(enhancement, threads) {
         Ok(enhancer) => enhancer,
         Err(error) => {

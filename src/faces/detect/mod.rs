@@ -16,6 +16,7 @@ use image::RgbaImage;
 
 use crate::checkpoint;
 use crate::geometry::Rect;
+use crate::ops::threads::available_threads;
 use boxes::Candidate;
 pub(super) use mimic::Mimic;
 
@@ -90,7 +91,7 @@ impl Detector {
     /// # Errors
     /// When the system gives no threads.
     pub fn embedded() -> Result<Self, Error> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = available_threads();
         Ok(Self(Network::Mimic(Box::new(Mimic::new(threads)?))))
     }
 

@@ -12,7 +12,7 @@ use crate::geometry::Rect;
 use crate::model::S3fd;
 use crate::model::packed::{self, Cells};
 use crate::model::s3fd::classes;
-use crate::ops::threads::Workers;
+use crate::ops::threads::{Workers, available_threads};
 
 /// Longest side of what the network sees: PaddleGAN's shows it the whole photo, which takes seconds
 /// and gigabytes from a camera of today.
@@ -39,7 +39,7 @@ impl Finder {
         let checkpoint = checkpoint::open(weights)?;
         checkpoint::check(&checkpoint, &S3fd::expected_tensors())?;
         checkpoint::check_values(&checkpoint)?;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = available_threads();
         let network = packed::S3fd::new(&checkpoint.tensors, Workers::new(threads)?)?;
         Ok(Self(network))
     }

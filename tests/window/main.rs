@@ -275,18 +275,34 @@ fn answers(screen: &Screen) {
     eprintln!("the slider answered after {times:.0?} ms");
 }
 
-/// Drags the ratio's handle until it has moved: a press, a way and a release that come within one of the window's frames, as
-/// on a machine that does much else, are none to it.
+/// Drags the ratio's handle until it is there: a press, a way and a release that come within one of the window's frames, as
+/// on a machine that does much else, are no drag to it.
 fn slide(screen: &Screen, from: [u32; 2], to: [u32; 2]) {
-    let before = screen.area(RAIL);
+    let mut at = None;
     for _ in 0..20 {
         screen.drag(from, to);
-        std::thread::sleep(Duration::from_millis(200));
-        if difference(&screen.area(RAIL), &before) > 1.0 {
-            return;
+        let asked = Instant::now();
+        while asked.elapsed() < Duration::from_secs(1) {
+            at = handle(screen);
+            if at.is_some_and(|x| x.abs_diff(to[0]) < 12) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
-    panic!("the slider does not move");
+    panic!("the slider's handle is at {at:?}, not at {}", to[0]);
+}
+
+/// The middle of the ratio's handle: it stands out of the rail, which is four pixels high.
+fn handle(screen: &Screen) -> Option<u32> {
+    let rail = screen.area(RAIL);
+    let ground = *rail.get_pixel(0, 0);
+    let high = |x: &u32| {
+        let other = |y: &u32| (0..3).any(|c| rail.get_pixel(*x, *y)[c].abs_diff(ground[c]) > 24);
+        (0..RAIL[3]).filter(other).count() > 6
+    };
+    let columns: Vec<u32> = (0..RAIL[2]).filter(high).collect();
+    Some(RAIL[0] + (columns.first()? + columns.last()?) / 2)
 }
 
 /// Moves the mouse to where it shows nothing, and waits until what lies over the picture is gone.

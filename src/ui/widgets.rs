@@ -329,6 +329,11 @@ pub(super) enum Room {
     Small,
 }
 
+impl Room {
+    /// The most first.
+    pub(super) const ALL: [Self; 3] = [Self::Full, Self::Medium, Self::Small];
+}
+
 /// A button that is an icon.
 pub(super) fn icon_button(ui: &mut Ui, icon: MaterialIcon, name: &str) -> Response {
     let colour = colours(ui.ctx()).dim;

@@ -17,9 +17,12 @@ use crate::ui::theme::{self, colours};
 use crate::ui::widgets::{Quiet, Room, menu_room};
 
 pub(super) fn show(app: &mut App, ui: &mut Ui, area: Rect) {
-    let id = ui.scope_id().with("dock width");
-    // Buttons say how wide they are only when drawn: the last frame's width places this one.
-    let width: f32 = ui.data(|data| data.get_temp(id)).unwrap_or(560.0);
+    // Buttons say how wide they are only when drawn: what they took when last drawn with as much beside them decides how much
+    // there is now, and places them. It differs with what they say.
+    let id = (ui.scope_id()).with(("dock widths", driver_name(app), app.words.calibrate));
+    let mut widths: [f32; 3] = ui
+        .data(|data| data.get_temp(id))
+        .unwrap_or([780.0, 560.0, 300.0]);
     let corner = if app.settings.show.driver {
         238.0
     } else {
@@ -27,11 +30,9 @@ pub(super) fn show(app: &mut App, ui: &mut Ui, area: Rect) {
     };
     let left = area.left() + corner;
     let right = area.right() - 16.0;
-    let room = match right - left {
-        room if room > 780.0 => Room::Full,
-        room if room > 560.0 => Room::Medium,
-        _ => Room::Small,
-    };
+    let fits = widths.iter().position(|width| *width <= right - left);
+    let level = fits.unwrap_or(widths.len() - 1);
+    let (room, width) = (Room::ALL[level], widths[level]);
     let centre = area
         .center()
         .x
@@ -50,7 +51,11 @@ pub(super) fn show(app: &mut App, ui: &mut Ui, area: Rect) {
         buttons(app, ui, room);
         ui.min_rect().width()
     });
-    ui.data_mut(|data| data.insert_temp(id, used.inner + 16.0));
+    if widths[level] != used.inner + 16.0 {
+        widths[level] = used.inner + 16.0;
+        ui.data_mut(|data| data.insert_temp(id, widths));
+        ui.ctx().request_repaint();
+    }
 }
 
 fn buttons(app: &mut App, ui: &mut Ui, room: Room) {

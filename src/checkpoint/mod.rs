@@ -57,6 +57,7 @@ use candle_core::{DType, Tensor};
 
 use error::Fault;
 pub use error::{Error, Mismatch};
+pub(crate) use safetensors::temporary_beside;
 pub use safetensors::{Everything, save_everything, save_lean};
 pub use store::find;
 

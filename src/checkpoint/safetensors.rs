@@ -244,7 +244,7 @@ fn lean_bytes(tensor: &Tensor, name: &str, what: &str, half: bool) -> Result<Vec
 }
 
 /// A temporary file in the directory of `path`, readable by whom the user's other files are.
-fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+pub(crate) fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

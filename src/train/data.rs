@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use image::{RgbaImage, imageops};
 use super::config::DataConfig;
 use super::error::Error;
 use super::random::Random;
+use crate::checkpoint;
 use crate::faces;
 use crate::frame;
 use crate::geometry::Rect;
@@ -343,9 +345,8 @@ pub fn read_all(clip: &Clip, side: u32) -> Result<Frames, Error> {
 /// When the disk is full; what was there stays.
 pub(super) fn write_text(path: &Path, text: &str) -> Result<(), Error> {
     let failed = |e| Error::write(path, e);
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    fs::write(file.path(), text).map_err(failed)?;
+    let mut file = checkpoint::temporary_beside(path).map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
     file.persist(path).map_err(|e| failed(e.error))?;
     Ok(())
 }

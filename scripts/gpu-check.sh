@@ -65,7 +65,7 @@ check() {
         fields=name,uuid,driver_version,compute_cap,memory.total,memory.used,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu,mig.mode.current,pcie.link.gen.current,pcie.link.width.current
         card=$(nvidia-smi --query-gpu=$fields --format=csv,noheader,nounits | head -1 | awk -F', ' -v names=$fields '{
             gsub(/"/, ""); n = split(names, name, ","); printf "{"
-            for (i = 1; i <= n; i++) printf "%s\"%s\": \"%s\"", i > 1 ? ", " : "", name[i], $i
+            for (i = 1; i <= n; i++) printf "%s\"%s\": \"%s\"", (i > 1 ? ", " : ""), name[i], $i
             print "}" }')
         nvidia-smi -q >nvidia-smi.txt 2>&1 || true
         say "the card is $(nvidia-smi -L | head -1)"

@@ -14,6 +14,7 @@ use crate::device::Choice as Device;
 use crate::frame::Prediction;
 use crate::geometry::Rect;
 use crate::gpu::{Choice, PasteSettings};
+use crate::media;
 use crate::model::config::PRESETS;
 use crate::model::{Keypoints, gfpgan, gpen, packed, procedural};
 use crate::ops::simd::Isa;
@@ -355,6 +356,10 @@ fn median(values: Option<&[u64]>) -> u64 {
 fn end_to_end(table: &mut Table, engine: Engine, label: &str) -> Result<(), Failure> {
     if !(Path::new(PHOTO).exists() && Path::new(CLIP).exists()) {
         eprintln!("no row from end to end: {PHOTO} and {CLIP} are not here");
+        return Ok(());
+    }
+    if let Err(why) = media::ffmpeg::version() {
+        eprintln!("no row from end to end: {why}");
         return Ok(());
     }
     let folder = tempfile::tempdir()?;

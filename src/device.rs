@@ -7,7 +7,7 @@ use std::panic::catch_unwind;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, DeviceLocation};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,6 +80,24 @@ pub struct Card {
     pub name: String,
     /// What its networks compute in where nobody asks for something else.
     pub usual: DType,
+}
+
+impl Card {
+    /// The same card by a stream of its own, on which nothing waits for what others do on the card; tensors of the one are not for the
+    /// other.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn with_own_stream(&self) -> candle_core::Result<Self> {
+        let device = match self.device.location() {
+            DeviceLocation::Cuda { gpu_id } => Device::new_cuda_with_stream(gpu_id)?,
+            _ => self.device.clone(),
+        };
+        Ok(Self {
+            device,
+            ..self.clone()
+        })
+    }
 }
 
 /// Opens a card, once in a process: who uses it shares its stream, on which all comes one after the other, and what it has loaded.

@@ -100,3 +100,29 @@ extern "C" __global__ void deformation_f16(void *out, const void *a, const void 
 extern "C" __global__ void deformation_bf16(void *out, const void *a, const void *b, const void *, const Params p) {
     deformation<__nv_bfloat16>((float *)out, a, b, p);
 }
+
+// A motion that fades out towards the border. a: deformation (batch, h, w, 2), b: what is left of it (h, w); out: as a.
+extern "C" __global__ void kept_still_f32(void *out, const void *a, const void *b, const void *, const Params p) {
+    u32 i = thread_index();
+    if (i >= p.threads) return;
+    u32 place = i / 2 % (p.h * p.w);
+    float still = i % 2 ? centre(place / p.w, p.h) : centre(place % p.w, p.w);
+    ((float *)out)[i] = (((const float *)a)[i] - still) * ((const float *)b)[place] + still;
+}
+
+// An occlusion map whose border shows the source. a: map (batch, 1, h, w), b: what counts of it (h, w); out: as a.
+extern "C" __global__ void opened_f32(void *out, const void *a, const void *b, const void *, const Params p) {
+    u32 i = thread_index();
+    if (i >= p.threads) return;
+    float inner = ((const float *)b)[i % (p.h * p.w)];
+    ((float *)out)[i] = ((const float *)a)[i] * inner + (1.0f - inner);
+}
+
+// Features of which a part is hidden. a: x (batch, c, h, w), b: map (batch, 1, h, w) in f32; out: as a.
+template <typename T> __device__ void veiled(T *out, const void *a, const void *b, const void *, const Params &p) {
+    u32 i = thread_index();
+    if (i >= p.threads) return;
+    u32 places = p.h * p.w, picture = i / places / p.channels;
+    out[i] = from_float<T>(to_float(((const T *)a)[i]) * ((const float *)b)[(size_t)picture * places + i % places]);
+}
+KERNEL(veiled, veiled)

@@ -1,4 +1,4 @@
-// From a picture in 0..1 to bytes: see src/ops/fused/pictures.rs.
+// From a picture in 0..1 to bytes and back: see src/ops/fused/pictures.rs.
 #include "common.cuh"
 
 __device__ inline u32 byte_of(float v) {
@@ -25,4 +25,14 @@ extern "C" __global__ void pack_f16(void *out, const void *a, const void *, cons
 }
 extern "C" __global__ void pack_bf16(void *out, const void *a, const void *, const void *, const Params p) {
     pack<__nv_bfloat16>((u32 *)out, a, p);
+}
+
+// Pixels to three planes. a: (batch, h, w) of RGBA bytes, out: (batch, 3, h, w).
+extern "C" __global__ void unpack_f32(void *out, const void *a, const void *, const void *, const Params p) {
+    u32 i = thread_index();
+    if (i >= p.threads) return;
+    size_t places = (size_t)p.h * p.w;
+    u32 pixel = ((const u32 *)a)[i];
+    float *to = (float *)out + i / places * 3 * places + i % places;
+    for (u32 c = 0; c < 3; c++) to[c * places] = (float)(pixel >> 8 * c & 255u) / 255.0f;
 }

@@ -11,8 +11,8 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::pictures;
 use crate::device::Card;
 use crate::frame::Prediction;
-use crate::model::{Keypoints, ModelConfig, Networks, SourceFeatures, packed};
-use crate::ops::fused;
+use crate::model::{KeypointTensors, Keypoints, ModelConfig, Networks, SourceFeatures, packed};
+use crate::ops::fused::{self, Recorder};
 use crate::ops::threads::Workers;
 
 /// A model that is ready to run.
@@ -92,11 +92,13 @@ impl Engine {
         precision: DType,
         workers: Workers,
     ) -> Result<Self> {
+        let card = card.with_own_stream()?;
         fused::one_stream(&card.device);
         let networks = Networks::in_precision(config, tensors, &card.device, precision)?;
-        let card = OnCard {
+        let mut card = OnCard {
+            recorder: Recorder::default(),
             networks,
-            card: card.clone(),
+            card,
             precision,
             at_once: usize::MAX,
             spare: Some((tensors.clone(), workers)),
@@ -314,6 +316,8 @@ impl Source {
 /// Networks on a card.
 #[derive(Debug)]
 struct OnCard {
+    /// Frames as they were recorded; they read what the networks hold, and go before them.
+    recorder: Recorder,
     networks: Networks,
     card: Card,
     precision: DType,
@@ -332,98 +336,97 @@ fn pooled<T>(work: impl FnOnce() -> T) -> T {
 }
 
 impl OnCard {
-    fn keypoints(&self, pictures: &[&[u8]]) -> Result<Vec<Keypoints>> {
+    fn keypoints(&mut self, pictures: &[&[u8]]) -> Result<Vec<Keypoints>> {
         pooled(|| {
-            let pictures = self.upload(pictures)?;
-            Keypoints::from_tensors(&self.networks.keypoint_detector.forward(&pictures)?)
+            let pixels = self.upload(pictures)?;
+            let detector = &self.networks.keypoint_detector;
+            let found = self.recorder.run("keypoints", &[&pixels], |inputs| {
+                Ok(vec![detector.numbers(&pictures::planes(&inputs[0])?)?])
+            })?;
+            let numbers = found.first().map(|bytes| fused::floats(bytes));
+            let numbers = numbers.unwrap_or_default();
+            let count = self.networks.config.num_kp;
+            Ok(Keypoints::from_numbers(
+                &numbers,
+                count,
+                detector.has_jacobians(),
+            ))
         })
     }
 
-    fn encode(&self, rgba: &[u8]) -> Result<CardSource> {
-        pooled(|| self.encode_now(rgba))
+    fn encode(&mut self, rgba: &[u8]) -> Result<CardSource> {
+        let Some(keypoints) = self.keypoints(&[rgba])?.pop() else {
+            bail!("no keypoints of a picture");
+        };
+        pooled(|| {
+            let picture = pictures::planes(&self.upload(&[rgba])?)?;
+            Ok(CardSource {
+                keypoints,
+                features: self.networks.generator.encode_source(&picture)?,
+                rgba: rgba.to_vec(),
+                packed: OnceLock::new(),
+            })
+        })
     }
 
-    fn generate(&self, moves: &[(&CardSource, &Keypoints)], out: &mut [Prediction]) -> Result<()> {
+    fn generate(
+        &mut self,
+        moves: &[(&CardSource, &Keypoints)],
+        out: &mut [Prediction],
+    ) -> Result<()> {
         pooled(|| self.generate_now(moves, out))
     }
 
-    fn encode_now(&self, rgba: &[u8]) -> Result<CardSource> {
-        let picture = self.upload(&[rgba])?;
-        let found = Keypoints::from_tensors(&self.networks.keypoint_detector.forward(&picture)?)?;
-        let Some(keypoints) = found.into_iter().next() else {
-            bail!("no keypoints of a picture");
-        };
-        Ok(CardSource {
-            keypoints,
-            features: self.networks.generator.encode_source(&picture)?,
-            rgba: rgba.to_vec(),
-            packed: OnceLock::new(),
-        })
-    }
-
     fn generate_now(
-        &self,
+        &mut self,
         moves: &[(&CardSource, &Keypoints)],
         out: &mut [Prediction],
     ) -> Result<()> {
         let Some((first, _)) = moves.first() else {
             return Ok(());
         };
-        let device = &self.card.device;
+        // One photo serves the whole batch.
         let same = moves
             .iter()
             .all(|(source, _)| std::ptr::eq(*source, *first));
-        let sources: Vec<&CardSource> = match same {
-            // One photo serves the whole batch.
-            true => vec![*first],
-            false => moves.iter().map(|(source, _)| *source).collect(),
-        };
         let batch;
-        let features = match &sources[..] {
-            [one] => &one.features,
-            _ => {
-                let features: Vec<&SourceFeatures> =
-                    sources.iter().map(|source| &source.features).collect();
+        let features = match same {
+            true => &first.features,
+            false => {
+                let features: Vec<_> = moves.iter().map(|(source, _)| &source.features).collect();
                 batch = SourceFeatures::batch(&features)?;
                 &batch
             }
         };
-        let of_sources: Vec<Keypoints> = sources
-            .iter()
-            .map(|source| source.keypoints.clone())
-            .collect();
-        let driving: Vec<Keypoints> = moves
-            .iter()
-            .map(|(_, driving)| (*driving).clone())
-            .collect();
-        let of_sources = Keypoints::to_tensors(&of_sources, device)?;
-        let driving = Keypoints::to_tensors(&driving, device)?;
-        let made = self
-            .networks
-            .generator
-            .forward(features, &of_sources, &driving)?;
-        pictures::predictions(&made, out)
+        let keypoints = |of: fn(&(&CardSource, &Keypoints)) -> Keypoints| {
+            let all: Vec<Keypoints> = moves.iter().map(of).collect();
+            Keypoints::to_tensors(&all, &self.card.device)
+        };
+        let of_sources = keypoints(|(source, _)| source.keypoints.clone())?;
+        let driving = keypoints(|(_, driving)| (*driving).clone())?;
+
+        let mut inputs = vec![&of_sources.value, &driving.value];
+        let jacobians = [&of_sources.jacobian, &driving.jacobian];
+        inputs.extend(jacobians.into_iter().flatten());
+        let numbers = inputs.len();
+        inputs.extend(features.tensors());
+        let generator = &self.networks.generator;
+        let shown = self.recorder.run("frame", &inputs, |inputs| {
+            let (numbers, of_source) = inputs.split_at(numbers);
+            let keypoints = |i: usize| KeypointTensors {
+                value: numbers[i].clone(),
+                jacobian: numbers.get(2 + i).cloned(),
+            };
+            let features = features.with_tensors(of_source)?;
+            let moved = generator.animate(&features, &keypoints(0), &keypoints(1))?;
+            pictures::shown(&moved)
+        })?;
+        pictures::fill(&shown, self.networks.config.image_size as usize, out)
     }
 
-    /// Square RGBA pictures as (b, 3, h, w) in 0..1.
     fn upload(&self, pictures: &[&[u8]]) -> Result<Tensor> {
         let side = self.networks.config.image_size as usize;
-        let length = 4 * side * side;
-        assert!(
-            pictures.iter().all(|rgba| rgba.len() == length),
-            "pictures of {side}x{side} pixels"
-        );
-        let bytes = Tensor::from_vec(
-            pictures.concat(),
-            (pictures.len(), side, side, 4),
-            &self.card.device,
-        )?;
-        bytes
-            .to_dtype(DType::F32)?
-            .narrow(3, 0, 3)?
-            .permute((0, 3, 1, 2))?
-            .contiguous()?
-            .affine(1.0 / 255.0, 0.0)
+        pictures::upload(pictures, side, &self.card.device)
     }
 }
 

@@ -1,11 +1,13 @@
 //! Between pictures of bytes and the networks' tensors.
 
+use std::borrow::Cow;
+
 use candle_core::{DType, Device, Result, Tensor, bail};
 use image::RgbaImage;
 
 use crate::frame::Prediction;
-use crate::model::GeneratorOutput;
-use crate::ops::fused;
+use crate::model::Moved;
+use crate::ops::fused::{self, floats};
 
 /// A picture as (1, 3, h, w) in 0..1; alpha is left out.
 pub fn to_tensor(picture: &RgbaImage, device: &Device) -> Result<Tensor> {
@@ -20,58 +22,80 @@ pub fn to_tensor(picture: &RgbaImage, device: &Device) -> Result<Tensor> {
     Tensor::from_vec(values, (1, 3, height, width), device)
 }
 
-/// What the compositor needs of each frame of a batch, into buffers that are reused. Its pictures and maps are square.
-pub fn predictions(output: &GeneratorOutput, out: &mut [Prediction]) -> Result<()> {
-    let flat = |t: &Tensor| t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
-    let (batch, _, size, _) = output.prediction.dims4()?;
-    let (_, map_size, map_width, _) = output.used_deformation.dims4()?;
-    if out.len() != batch {
-        bail!("{} places for {batch} predictions", out.len());
+/// What the compositor needs of each frame of a batch, to be read back: pixels (b, h, w, 4) of RGBA bytes, places (b, h', w', 2) and,
+/// where there is one, the map of what is seen (b, 1, h', w'). Pictures and maps are square.
+pub fn shown(moved: &Moved) -> Result<Vec<Tensor>> {
+    let mut shown = vec![
+        pixels(&moved.prediction)?,
+        moved.deformation.to_dtype(DType::F32)?.contiguous()?,
+    ];
+    if let Some(map) = &moved.occlusion {
+        shown.push(map.to_dtype(DType::F32)?.contiguous()?);
     }
-    let rgba = rgba(&output.prediction)?;
-    let deformation = flat(&output.used_deformation)?;
+    Ok(shown)
+}
+
+/// Puts what was read back of [`shown`] into buffers that are reused, one for each frame; the pictures' side is `side`.
+pub fn fill(shown: &[Cow<'_, [u8]>], side: usize, out: &mut [Prediction]) -> Result<()> {
+    let [rgba, deformation, occlusion @ ..] = shown else {
+        bail!("{} tensors are no frames", shown.len());
+    };
+    let pixels = 4 * side * side;
+    if out.is_empty() || rgba.len() != out.len() * pixels {
+        bail!("{} bytes for {} pictures", rgba.len(), out.len());
+    }
+    let deformation = floats(deformation);
     let (deformation, _) = deformation.as_chunks::<2>();
-    let occlusion = output.used_occlusion.as_ref().map(flat).transpose()?;
-    let (pixels, places) = (size * size * 4, map_size * map_width);
+    let occlusion = occlusion.first().map(|map| floats(map));
+    let places = deformation.len() / out.len();
     for (i, out) in out.iter_mut().enumerate() {
-        (out.size, out.map_size) = (size as u32, map_size as u32);
-        fill(&mut out.rgba, &rgba[i * pixels..][..pixels]);
-        fill(&mut out.deformation, &deformation[i * places..][..places]);
-        out.occlusion.clear();
+        (out.size, out.map_size) = (side as u32, places.isqrt() as u32);
+        replace(&mut out.rgba, &rgba[i * pixels..][..pixels]);
+        replace(&mut out.deformation, &deformation[i * places..][..places]);
         match &occlusion {
-            Some(map) => out
-                .occlusion
-                .extend_from_slice(&map[i * places..][..places]),
-            None => out.occlusion.resize(places, 1.0),
+            Some(map) => replace(&mut out.occlusion, &map[i * places..][..places]),
+            None => {
+                out.occlusion.clear();
+                out.occlusion.resize(places, 1.0);
+            }
         }
     }
     Ok(())
 }
 
-/// Pictures (b, 3, h, w) in 0..1 as RGBA bytes.
-fn rgba(pictures: &Tensor) -> Result<Vec<u8>> {
-    if fused::fuses(pictures) {
-        return fused::pack(pictures)?.flatten_all()?.to_vec1();
-    }
-    let (_, _, h, w) = pictures.dims4()?;
-    let values: Vec<f32> = pictures.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-    let plane = h * w;
-    let of_picture = |picture: &[f32]| -> Vec<u8> {
-        (0..plane)
-            .flat_map(|i| {
-                // A float as a byte saturates, and NaN becomes 0.
-                let byte = |channel: usize| (picture[channel * plane + i] * 255.0 + 0.5) as u8;
-                [byte(0), byte(1), byte(2), 255]
-            })
-            .collect()
-    };
-    Ok(values
-        .chunks_exact(3 * plane.max(1))
-        .flat_map(of_picture)
-        .collect())
+/// Square RGBA pictures of `side` pixels as pixels (b, h, w, 4) on a device.
+///
+/// # Panics
+/// When a picture has another size: a fault of the program.
+pub fn upload(pictures: &[&[u8]], side: usize, device: &Device) -> Result<Tensor> {
+    assert!(
+        pictures.iter().all(|rgba| rgba.len() == 4 * side * side),
+        "pictures of {side}x{side} pixels"
+    );
+    Tensor::from_vec(pictures.concat(), (pictures.len(), side, side, 4), device)
 }
 
-fn fill<T: Copy>(buffer: &mut Vec<T>, values: &[T]) {
+/// Pixels (b, h, w, 4) of RGBA bytes as pictures (b, 3, h, w) in 0..1.
+pub fn planes(pixels: &Tensor) -> Result<Tensor> {
+    if pixels.device().is_metal() {
+        let planes = pixels.to_dtype(DType::F32)?.narrow(3, 0, 3)?;
+        return planes
+            .permute((0, 3, 1, 2))?
+            .contiguous()?
+            .affine(1.0 / 255.0, 0.0);
+    }
+    fused::unpack(pixels)
+}
+
+/// Pictures (b, 3, h, w) in 0..1 as pixels (b, h, w, 4) of RGBA bytes.
+fn pixels(pictures: &Tensor) -> Result<Tensor> {
+    if pictures.device().is_metal() {
+        return fused::pack(&pictures.to_device(&Device::Cpu)?);
+    }
+    fused::pack(pictures)
+}
+
+fn replace<T: Copy>(buffer: &mut Vec<T>, values: &[T]) {
     buffer.clear();
     buffer.extend_from_slice(values);
 }
@@ -81,10 +105,15 @@ mod tests {
     use candle_core::IndexOp;
 
     use super::*;
+    use crate::ops::fused::Recorder;
 
-    fn prediction(output: &GeneratorOutput) -> Prediction {
+    fn prediction(moved: &Moved) -> Prediction {
         let mut out = [Prediction::default()];
-        predictions(output, &mut out).unwrap();
+        let side = moved.prediction.dims()[2];
+        let shown = shown(moved).unwrap();
+        let mut recorder = Recorder::default();
+        let shown = recorder.run("", &[&shown[0]], |_| Ok(shown.clone()));
+        fill(&shown.unwrap(), side, &mut out).unwrap();
         let [prediction] = out;
         prediction
     }
@@ -100,16 +129,11 @@ mod tests {
         assert_eq!(green, [[0.0, 0.2], [2.0 / 255.0, 0.0]]);
 
         let maps = Tensor::arange(0f32, 8.0, &Device::Cpu).unwrap();
-        let output = GeneratorOutput {
+        let prediction = prediction(&Moved {
             prediction: tensor,
-            used_deformation: maps.reshape((1, 2, 2, 2)).unwrap(),
-            used_occlusion: None,
-            deformation: maps.clone(),
-            mask: maps.clone(),
-            occlusion_map: None,
-            sparse_deformed: maps,
-        };
-        let prediction = prediction(&output);
+            deformation: maps.reshape((1, 2, 2, 2)).unwrap(),
+            occlusion: None,
+        });
         assert_eq!((prediction.size, prediction.map_size), (2, 2));
         assert_eq!(
             prediction.rgba,
@@ -123,19 +147,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_uploaded_becomes_planes_of_shares() {
+        let photo = [[255u8, 51, 0, 9].repeat(4), [0, 102, 255, 0].repeat(4)];
+        let pixels = upload(&[&photo[0], &photo[1]], 2, &Device::Cpu).unwrap();
+        let planes = planes(&pixels).unwrap();
+        assert_eq!(planes.dims(), [2, 3, 2, 2]);
+        let green = planes.i((.., 1, 0, 0)).unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(green, [0.2, 0.4]);
+        assert_eq!(planes.max_all().unwrap().to_scalar::<f32>().unwrap(), 1.0);
+    }
+
+    #[test]
     fn values_that_no_byte_can_hold_saturate() {
         let picture = [-1f32, 2.0, f32::NAN];
         let map = Tensor::zeros((1, 1, 1, 2), DType::F32, &Device::Cpu).unwrap();
-        let output = GeneratorOutput {
+        let prediction = prediction(&Moved {
             prediction: Tensor::from_slice(&picture, (1, 3, 1, 1), &Device::Cpu).unwrap(),
-            used_deformation: map.clone(),
-            used_occlusion: Some(map.i((.., .., .., 1..)).unwrap()),
-            deformation: map.clone(),
-            mask: map.clone(),
-            occlusion_map: None,
-            sparse_deformed: map,
-        };
-        let prediction = prediction(&output);
+            occlusion: Some(map.i((.., .., .., 1..)).unwrap()),
+            deformation: map,
+        });
         assert_eq!(prediction.rgba, [0, 255, 0, 255]);
         assert_eq!(prediction.occlusion, [0.0]);
     }

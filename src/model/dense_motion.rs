@@ -42,6 +42,16 @@ pub struct DenseMotionOutput {
     pub occlusion_map: Option<Tensor>,
 }
 
+/// [`DenseMotionOutput`] as the ops of `ops::fused` give it.
+struct FusedMotion {
+    /// What the hourglass sees (b, 4 (K + 1), h, w).
+    input: Tensor,
+    /// The mask before its softmax.
+    logits: Tensor,
+    deformation: Tensor,
+    occlusion_map: Option<Tensor>,
+}
+
 impl DenseMotion {
     /// Reads the tensors of a checkpoint under `generator.dense_motion_network`.
     pub fn new(config: &ModelConfig, vb: VarBuilder) -> Result<Self> {
@@ -114,6 +124,21 @@ impl DenseMotion {
         })
     }
 
+    /// As [`DenseMotion::forward`], but the deformation and the occlusion map alone.
+    pub fn motion(
+        &self,
+        source: &Tensor,
+        kp_source: &KeypointTensors,
+        kp_driving: &KeypointTensors,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        if self.fuses(source, kp_source, kp_driving) {
+            let fused = self.run_fused(source, kp_source, kp_driving)?;
+            return Ok((fused.deformation, fused.occlusion_map));
+        }
+        let all = self.forward(source, kp_source, kp_driving)?;
+        Ok((all.deformation, all.occlusion_map))
+    }
+
     /// Whether [`DenseMotion::forward`] may take the ops of `ops::fused`.
     fn fuses(
         &self,
@@ -139,6 +164,24 @@ impl DenseMotion {
     ) -> Result<DenseMotionOutput> {
         let (_, channels, h, w) = source.dims4()?;
         let (b, k, _) = kp_driving.value.dims3()?;
+        let fused = self.run_fused(source, kp_source, kp_driving)?;
+        Ok(DenseMotionOutput {
+            sparse_deformed: fused
+                .input
+                .reshape((b, k + 1, 1 + channels, h, w))?
+                .narrow(2, 1, channels)?,
+            mask: ops::softmax(&fused.logits.to_dtype(DType::F32)?, 1)?,
+            deformation: fused.deformation,
+            occlusion_map: fused.occlusion_map,
+        })
+    }
+
+    fn run_fused(
+        &self,
+        source: &Tensor,
+        kp_source: &KeypointTensors,
+        kp_driving: &KeypointTensors,
+    ) -> Result<FusedMotion> {
         let jacobians = match (&kp_source.jacobian, &kp_driving.jacobian) {
             (Some(source), Some(driving)) => Some([source, driving]),
             _ => None,
@@ -148,13 +191,11 @@ impl DenseMotion {
         let input = fused::sparse_motion(source, &pairs, linear, self.kp_variance, self.dtype)?;
         let features = self.hourglass.forward(&input)?;
         let logits = self.mask.forward(&features)?;
-        Ok(DenseMotionOutput {
-            sparse_deformed: input
-                .reshape((b, k + 1, 1 + channels, h, w))?
-                .narrow(2, 1, channels)?,
-            mask: ops::softmax(&logits.to_dtype(DType::F32)?, 1)?,
+        Ok(FusedMotion {
             deformation: fused::deformation(&logits, &pairs, linear)?,
             occlusion_map: self.occlusion_map(&features, DType::F32)?,
+            input,
+            logits,
         })
     }
 

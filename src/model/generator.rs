@@ -13,7 +13,7 @@ use super::coordinate_grid;
 use super::dense_motion::DenseMotion;
 use super::keypoint_detector::KeypointTensors;
 use crate::ops::grid_sample::{Padding, grid_sample};
-use crate::ops::resample;
+use crate::ops::{fused, resample};
 
 /// `OcclusionAwareGenerator` of the reference, with its dense motion network.
 #[derive(Clone, Debug)]
@@ -53,6 +53,40 @@ struct Rim {
 }
 
 impl SourceFeatures {
+    /// All that [`Generator::animate`] reads of it.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        let rim = [&self.rim.still, &self.rim.open];
+        let rim = rim.into_iter().flatten().flat_map(|(a, b)| [a, b]);
+        [&self.features, &self.small]
+            .into_iter()
+            .chain(rim)
+            .collect()
+    }
+
+    /// The same of other tensors, in the order of [`SourceFeatures::tensors`].
+    ///
+    /// # Errors
+    /// When there are too few.
+    pub fn with_tensors(&self, tensors: &[Tensor]) -> Result<Self> {
+        let [features, small, rim @ ..] = tensors else {
+            bail!("{} tensors are no source", tensors.len());
+        };
+        let mut pairs = rim.as_chunks::<2>().0.iter();
+        let mut pair = |like: &Option<(Tensor, Tensor)>| {
+            let [a, b] = like.as_ref().and_then(|_| pairs.next())?;
+            Some((a.clone(), b.clone()))
+        };
+        Ok(Self {
+            image: self.image.clone(),
+            features: features.clone(),
+            small: small.clone(),
+            rim: Rim {
+                still: pair(&self.rim.still),
+                open: pair(&self.rim.open),
+            },
+        })
+    }
+
     /// Those of several pictures, one after the other, as those of a batch.
     ///
     /// # Errors
@@ -91,6 +125,17 @@ pub struct GeneratorOutput {
     pub used_deformation: Tensor,
     /// The occlusion map (b, 1, h', w') as it was used on the features, its border treated.
     pub used_occlusion: Option<Tensor>,
+}
+
+/// What is shown of [`GeneratorOutput`], of the same shapes.
+#[derive(Clone, Debug)]
+pub struct Moved {
+    /// [`GeneratorOutput::prediction`].
+    pub prediction: Tensor,
+    /// [`GeneratorOutput::used_deformation`].
+    pub deformation: Tensor,
+    /// [`GeneratorOutput::used_occlusion`].
+    pub occlusion: Option<Tensor>,
 }
 
 impl Generator {
@@ -170,16 +215,52 @@ impl Generator {
         let motion = self
             .dense_motion
             .forward(&source.small, kp_source, kp_driving)?;
+        let moved = self.follow(source, &motion.deformation, motion.occlusion_map.as_ref())?;
+        Ok(GeneratorOutput {
+            prediction: moved.prediction,
+            deformation: motion.deformation,
+            mask: motion.mask,
+            occlusion_map: motion.occlusion_map,
+            sparse_deformed: motion.sparse_deformed,
+            used_deformation: moved.deformation,
+            used_occlusion: moved.occlusion,
+        })
+    }
+
+    /// As [`Generator::forward`], but only what is shown.
+    pub fn animate(
+        &self,
+        source: &SourceFeatures,
+        kp_source: &KeypointTensors,
+        kp_driving: &KeypointTensors,
+    ) -> Result<Moved> {
+        let (deformation, occlusion) =
+            self.dense_motion
+                .motion(&source.small, kp_source, kp_driving)?;
+        self.follow(source, &deformation, occlusion.as_ref())
+    }
+
+    /// The source as a deformation moves it and an occlusion map hides it, decoded.
+    fn follow(
+        &self,
+        source: &SourceFeatures,
+        deformation: &Tensor,
+        occlusion: Option<&Tensor>,
+    ) -> Result<Moved> {
         let (_, _, h, w) = source.features.dims4()?;
         let rim = &source.rim;
-        let used_deformation = rim.kept_still(&motion.deformation, h, w)?;
-        let mut x = grid_sample(&source.features, &used_deformation, Padding::Zeros, true)?;
-        let used_occlusion = match &motion.occlusion_map {
+        let deformation = rim.kept_still(deformation, h, w)?;
+        let mut x = grid_sample(&source.features, &deformation, Padding::Zeros, true)?;
+        let occlusion = match occlusion {
             Some(map) => Some(rim.opened(&resample::bilinear(map, h, w)?)?),
             None => None,
         };
-        if let Some(visible) = &used_occlusion {
-            x = x.broadcast_mul(&visible.to_dtype(x.dtype())?)?;
+        match &occlusion {
+            Some(visible) if fused::fuses(&x) && visible.dtype() == DType::F32 => {
+                x = fused::veiled(&x, visible)?;
+            }
+            Some(visible) => x = x.broadcast_mul(&visible.to_dtype(x.dtype())?)?,
+            None => {}
         }
         let x = self
             .bottleneck
@@ -189,14 +270,10 @@ impl Generator {
             .up_blocks
             .iter()
             .try_fold(x, |x, block| block.forward(&x))?;
-        Ok(GeneratorOutput {
+        Ok(Moved {
             prediction: ops::sigmoid(&self.last.forward(&x)?.to_dtype(source.image.dtype())?)?,
-            deformation: motion.deformation,
-            mask: motion.mask,
-            occlusion_map: motion.occlusion_map,
-            sparse_deformed: motion.sparse_deformed,
-            used_deformation,
-            used_occlusion,
+            deformation,
+            occlusion,
         })
     }
 
@@ -233,6 +310,9 @@ impl Rim {
         let Some((identity, inner)) = &self.still else {
             return Ok(deformation);
         };
+        if fused::fuses(&deformation) {
+            return fused::kept_still(&deformation, &inner.squeeze(2)?);
+        }
         let moved = deformation.broadcast_sub(identity)?.broadcast_mul(inner)?;
         moved.broadcast_add(identity)
     }
@@ -240,6 +320,7 @@ impl Rim {
     /// An occlusion map (b, 1, h, w) with the border counted as visible, where that is asked for.
     fn opened(&self, map: &Tensor) -> Result<Tensor> {
         match &self.open {
+            Some((inner, _)) if fused::fuses(map) => fused::opened(map, inner),
             Some((inner, outer)) => map.broadcast_mul(inner)?.broadcast_add(outer),
             None => Ok(map.clone()),
         }

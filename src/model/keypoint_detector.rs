@@ -65,20 +65,15 @@ impl KeypointDetector {
 
     /// Pictures (b, 3, h, w) in 0..1 to their keypoints.
     pub fn forward(&self, pictures: &Tensor) -> Result<KeypointTensors> {
-        let features = self.predictor.forward(&self.down.forward(pictures)?)?;
+        let features = self.features(pictures)?;
         let prediction = self.kp.forward(&features)?;
         let (b, k, h, w) = prediction.dims4()?;
         if fused::fuses(&prediction) {
-            let maps = self
-                .jacobian
-                .as_ref()
-                .map(|head| head.forward(&features))
-                .transpose()?;
-            let found = fused::keypoints(&prediction, maps.as_ref(), self.temperature)?;
+            let found = self.fused(&features, &prediction)?;
             let jacobian = found.narrow(2, 2, 4)?.reshape((b, k, 2, 2))?;
             return Ok(KeypointTensors {
                 value: found.narrow(2, 0, 2)?,
-                jacobian: maps.is_some().then_some(jacobian),
+                jacobian: self.jacobian.is_some().then_some(jacobian),
             });
         }
         let logits = (prediction.reshape((b, k, h * w))? / self.temperature)?;
@@ -96,5 +91,35 @@ impl KeypointDetector {
             None => None,
         };
         Ok(KeypointTensors { value, jacobian })
+    }
+
+    /// The same as numbers (b, K, 6), to be read back at once: each keypoint's place, and its jacobian by rows or zeros.
+    pub fn numbers(&self, pictures: &Tensor) -> Result<Tensor> {
+        if fused::fuses(pictures) {
+            let features = self.features(pictures)?;
+            return self.fused(&features, &self.kp.forward(&features)?);
+        }
+        let found = self.forward(pictures)?;
+        let (b, k, _) = found.value.dims3()?;
+        let jacobian = match &found.jacobian {
+            Some(jacobian) => jacobian.reshape((b, k, 4))?,
+            None => found.value.zeros_like()?.repeat((1, 1, 2))?,
+        };
+        Tensor::cat(&[&found.value, &jacobian], 2)
+    }
+
+    /// Whether keypoints have jacobians.
+    pub fn has_jacobians(&self) -> bool {
+        self.jacobian.is_some()
+    }
+
+    fn features(&self, pictures: &Tensor) -> Result<Tensor> {
+        self.predictor.forward(&self.down.forward(pictures)?)
+    }
+
+    fn fused(&self, features: &Tensor, prediction: &Tensor) -> Result<Tensor> {
+        let maps = self.jacobian.as_ref();
+        let maps = maps.map(|head| head.forward(features)).transpose()?;
+        fused::keypoints(prediction, maps.as_ref(), self.temperature)
     }
 }

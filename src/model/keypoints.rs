@@ -37,6 +37,19 @@ impl Keypoints {
         Ok(batch)
     }
 
+    /// The keypoints of each picture of a batch, `count` of each, from [`KeypointDetector::numbers`](super::KeypointDetector::numbers).
+    pub fn from_numbers(numbers: &[f32], count: usize, jacobians: bool) -> Vec<Self> {
+        let (numbers, _) = numbers.as_chunks::<6>();
+        let jacobian = |&[_, _, a, b, c, d]: &[f32; 6]| [[a, b], [c, d]];
+        numbers
+            .chunks_exact(count.max(1))
+            .map(|of_picture| Self {
+                value: of_picture.iter().map(|&[x, y, ..]| [x, y]).collect(),
+                jacobian: jacobians.then(|| of_picture.iter().map(jacobian).collect()),
+            })
+            .collect()
+    }
+
     /// A batch for the generator; all have the same number of keypoints, and either all or none
     /// have jacobians.
     pub fn to_tensors(batch: &[Self], device: &Device) -> Result<KeypointTensors> {

@@ -34,7 +34,7 @@ pub use config::{Border, ModelConfig};
 pub use dense_motion::DenseMotion;
 pub use discriminator::{Discriminator, DiscriminatorConfig};
 pub use face_detector::FaceDetector;
-pub use generator::{Generator, GeneratorOutput, SourceFeatures};
+pub use generator::{Generator, GeneratorOutput, Moved, SourceFeatures};
 pub use gfpgan::Gfpgan;
 pub use gpen::Gpen;
 pub use keypoint_detector::{KeypointDetector, KeypointTensors};

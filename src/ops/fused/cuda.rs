@@ -106,8 +106,9 @@ fn run<T: CudaDType + DeviceRepr + ValidAsZeroBits>(
             CudaStorageSlice::F32(slice) => slice.device_ptr(&stream),
             CudaStorageSlice::F16(slice) => slice.device_ptr(&stream),
             CudaStorageSlice::BF16(slice) => slice.device_ptr(&stream),
+            CudaStorageSlice::U8(slice) => slice.device_ptr(&stream),
             _ => bail!(
-                "{}: an op's arguments must be f32, f16 or bf16",
+                "{}: an op's arguments must be f32, f16, bf16 or bytes",
                 launch.kernel
             ),
         };

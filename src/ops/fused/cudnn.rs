@@ -17,11 +17,12 @@ use candle_core::cuda_backend::cudarc::cudnn::sys::{
 use candle_core::cuda_backend::cudarc::cudnn::{
     ConvBiasActivationForward, ConvForward, Cudnn, CudnnDataType, TensorDescriptor,
 };
+use candle_core::cuda_backend::cudarc::driver::sys::CUstreamCaptureStatus;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
-use candle_core::cuda_backend::{CudaDType, DeviceId};
+use candle_core::cuda_backend::{CudaDType, DeviceId, WrapErr};
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType,
-    bail,
+    CpuStorage, CudaDevice, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape,
+    Tensor, WithDType, bail,
 };
 use half::{bf16, f16};
 
@@ -107,6 +108,11 @@ struct State {
     cudnn: Handle,
     plans: HashMap<Key, Plan>,
     /// Shared by all convolutions, which come one after the other on one stream.
+    scratch: Scratch,
+}
+
+/// Memory that cuDNN works with.
+struct Scratch {
     workspace: CudaSlice<u8>,
     /// Stands for the summand that there is none of; it is not read.
     nothing: CudaSlice<u8>,
@@ -180,8 +186,10 @@ impl Convolution {
                 std::collections::hash_map::Entry::Vacant(entry) => entry.insert(State {
                     cudnn: Handle(Some(Cudnn::new(device.cuda_stream())?)),
                     plans: HashMap::new(),
-                    workspace: device.alloc_zeros(1)?,
-                    nothing: device.alloc_zeros(1)?,
+                    scratch: Scratch {
+                        workspace: device.alloc_zeros(1)?,
+                        nothing: device.alloc_zeros(1)?,
+                    },
                 }),
             };
             let Some(cudnn) = &state.cudnn.0 else {
@@ -228,18 +236,36 @@ impl Convolution {
                     }
                 }
             };
-            if state.workspace.len() < plan.workspace {
-                state.workspace = device.alloc_zeros(plan.workspace)?;
-            }
-            let workspace = Some(&mut state.workspace);
+            let bytes = match bias {
+                Some(_) => shape.elem_count() * T::DTYPE.size_in_bytes(),
+                None => 0,
+            };
+            // What is recorded outlives this thread, and so must what it works with: memory of the recording itself.
+            let mut of_recording;
+            let scratch = if is_recorded(&device)? {
+                // SAFETY: cuDNN writes its workspace before it reads it, and does not read the summand.
+                of_recording = unsafe {
+                    Scratch {
+                        workspace: device.alloc(plan.workspace.max(1))?,
+                        nothing: device.alloc(bytes.max(1))?,
+                    }
+                };
+                &mut of_recording
+            } else {
+                let scratch = &mut state.scratch;
+                if scratch.workspace.len() < plan.workspace {
+                    scratch.workspace = device.alloc_zeros(plan.workspace)?;
+                }
+                if scratch.nothing.len() < bytes {
+                    scratch.nothing = device.alloc_zeros(bytes)?;
+                }
+                scratch
+            };
+            let workspace = Some(&mut scratch.workspace);
             match &bias {
                 Some(bias) => {
-                    let bytes = shape.elem_count() * T::DTYPE.size_in_bytes();
-                    if state.nothing.len() < bytes {
-                        state.nothing = device.alloc_zeros(bytes)?;
-                    }
                     // SAFETY: zeros are numbers of every type here.
-                    let nothing = unsafe { state.nothing.transmute::<T>(shape.elem_count()) };
+                    let nothing = unsafe { scratch.nothing.transmute::<T>(shape.elem_count()) };
                     let Some(nothing) = nothing else {
                         bail!("conv2d: no memory for the summand");
                     };
@@ -288,6 +314,12 @@ impl Convolution {
         })?;
         Ok((CudaStorage::wrap_cuda_slice(y, device), shape))
     }
+}
+
+/// Whether what is launched on the device's stream is recorded: see [`super::Recorder`].
+fn is_recorded(device: &CudaDevice) -> Result<bool> {
+    let status = device.cuda_stream().capture_status().w()?;
+    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }
 
 fn view<'a, T: CudaDType>(

@@ -50,6 +50,7 @@ pub(super) fn launch(
             CpuStorage::F32(values) => part(values, layout)?.as_ptr().cast(),
             CpuStorage::F16(values) => part(values, layout)?.as_ptr().cast(),
             CpuStorage::BF16(values) => part(values, layout)?.as_ptr().cast(),
+            CpuStorage::U8(values) => part(values, layout)?.as_ptr().cast(),
             _ => panic!("{}: an argument of another type", launch.kernel),
         };
     }

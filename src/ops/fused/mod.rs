@@ -17,6 +17,7 @@ mod cudnn;
 pub(crate) mod host;
 mod motion;
 mod pictures;
+mod recorder;
 #[cfg(test)]
 #[cfg(unix)]
 mod tests;
@@ -32,8 +33,9 @@ use half::{bf16, f16};
 use super::unfold::part;
 
 pub use convolution::{conv2d, fold, scale_shift_relu, up_conv2d};
-pub use motion::{deformation, keypoints, pairs, sparse_motion};
-pub use pictures::{mean_2x2, nearest_x2, pack, reduce};
+pub use motion::{deformation, kept_still, keypoints, opened, pairs, sparse_motion, veiled};
+pub use pictures::{mean_2x2, nearest_x2, pack, reduce, unpack};
+pub use recorder::{Recorder, floats};
 
 /// Whether the networks are to take these ops for what they make of `x`: it is not learnt from, and on a CUDA card, or in
 /// half precision on the CPU, where they show what a card computes.
@@ -320,7 +322,13 @@ pub(crate) fn widened<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Co
         CpuStorage::BF16(values) => {
             Cow::Owned(part(values, layout)?.iter().map(|v| v.to_f32()).collect())
         }
-        _ => bail!("an op's arguments must be f32, f16 or bf16"),
+        CpuStorage::U8(values) => Cow::Owned(
+            part(values, layout)?
+                .iter()
+                .map(|v| f32::from(*v))
+                .collect(),
+        ),
+        _ => bail!("an op's arguments must be f32, f16, bf16 or bytes"),
     })
 }
 

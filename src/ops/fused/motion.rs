@@ -124,6 +124,72 @@ pub fn keypoints(logits: &Tensor, maps: Option<&Tensor>, temperature: f64) -> Re
     }
 }
 
+/// A deformation (b, h, w, 2), f32, of whose motion `inner` (h, w) is left: none where that is 0.
+pub fn kept_still(deformation: &Tensor, inner: &Tensor) -> Result<Tensor> {
+    let (b, h, w, axes) = deformation.dims4()?;
+    if inner.dims() != [h, w] || axes != 2 {
+        bail!(
+            "kept_still: {:?} of a deformation {:?}",
+            inner.dims(),
+            deformation.dims()
+        );
+    }
+    let mut launch = Launch::new(
+        "motion/kept_still",
+        DType::F32,
+        b * h * w * 2,
+        deformation.shape(),
+    )?;
+    launch.params = launch.params.sized([b, 2, h, w], [h, w]);
+    let op = Fused {
+        launch,
+        plain: plain_kept_still,
+    };
+    op.run(&[deformation, inner])
+}
+
+/// An occlusion map (b, 1, h, w), f32, that counts as far as `inner` (h, w) says: all is seen where that is 0.
+pub fn opened(map: &Tensor, inner: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = map.dims4()?;
+    if inner.dims() != [h, w] || c != 1 {
+        bail!("opened: {:?} of a map {:?}", inner.dims(), map.dims());
+    }
+    let mut launch = Launch::new("motion/opened", DType::F32, b * h * w, map.shape())?;
+    launch.params = launch.params.sized([b, c, h, w], [h, w]);
+    let op = Fused {
+        launch,
+        plain: |p, args| {
+            let inner = args[1].iter().cycle();
+            let map = args[0].iter().take((p.batch * p.h * p.w) as usize);
+            map.zip(inner)
+                .map(|(v, inner)| v * inner + (1.0 - inner))
+                .collect()
+        },
+    };
+    op.run(&[map, inner])
+}
+
+/// Features (b, c, h, w) of which a map (b, 1, h, w), f32, says how much is seen.
+pub fn veiled(x: &Tensor, map: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    if map.dims() != [b, 1, h, w] {
+        bail!("veiled: a map {:?} of {:?}", map.dims(), x.dims());
+    }
+    let mut launch = Launch::new("motion/veiled", x.dtype(), x.elem_count(), x.shape())?;
+    launch.params = launch.params.sized([b, c, h, w], [h, w]);
+    let op = Fused {
+        launch,
+        plain: |p, args| {
+            let seen = |i: usize| args[1][i / p.channels as usize * p.plane()..].iter();
+            let planes = args[0].chunks_exact(p.plane().max(1)).enumerate();
+            planes
+                .flat_map(|(i, plane)| plane.iter().zip(seen(i)).map(|(v, seen)| v * seen))
+                .collect()
+        },
+    };
+    op.run(&[x, map])
+}
+
 /// Where a pair takes a place, none for the background.
 struct Motion {
     source: [f32; 2],
@@ -224,6 +290,17 @@ fn plain_deformation(p: &Params, args: &[Cow<'_, [f32]>]) -> Vec<f32> {
         }
     }
     out
+}
+
+fn plain_kept_still(p: &Params, args: &[Cow<'_, [f32]>]) -> Vec<f32> {
+    let (moved, _) = args[0].as_chunks::<2>();
+    let fields = moved.chunks_exact(p.plane().max(1));
+    fields
+        .flat_map(|field| field.iter().zip(places(p)).zip(args[1].iter()))
+        .flat_map(|((to, still), inner)| {
+            [0, 1].map(|axis| (to[axis] - still[axis]) * inner + still[axis])
+        })
+        .collect()
 }
 
 fn plain_keypoints(p: &Params, args: &[Cow<'_, [f32]>]) -> Vec<f32> {

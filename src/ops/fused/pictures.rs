@@ -49,6 +49,30 @@ pub fn pack(planes: &Tensor) -> Result<Tensor> {
     op.run(&[planes])
 }
 
+/// Pixels (b, h, w, 4) of RGBA bytes as pictures (b, 3, h, w) in 0..1, f32.
+pub fn unpack(pixels: &Tensor) -> Result<Tensor> {
+    let (b, h, w, bytes) = pixels.dims4()?;
+    if bytes != 4 || pixels.dtype() != DType::U8 {
+        bail!("unpack: {:?} are no pixels", pixels.dims());
+    }
+    let mut launch = Launch::new("pack/unpack", DType::F32, b * h * w, (b, 3, h, w))?;
+    launch.params = launch.params.sized([b, 4, h, w], [h, w]);
+    let op = Fused {
+        launch,
+        plain: |p, args| {
+            let pictures = args[0].chunks_exact(4 * p.plane().max(1));
+            let plane = |picture: &[f32], c| -> Vec<f32> {
+                let bytes = picture.iter().skip(c).step_by(4);
+                bytes.map(|byte| byte / 255.0).collect()
+            };
+            pictures
+                .flat_map(|picture| (0..3).flat_map(move |c| plane(picture, c)))
+                .collect()
+        },
+    };
+    op.run(&[pixels])
+}
+
 fn resized(x: &Tensor, kernel: &'static str, to: [usize; 4]) -> Result<Fused> {
     let (b, c, h, w) = x.dims4()?;
     let mut launch = Launch::new(kernel, x.dtype(), to.iter().product(), to.to_vec())?;

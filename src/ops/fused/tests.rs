@@ -137,6 +137,8 @@ fn kernels_on_pictures_compute_what_their_ops_say() {
             }
             if shape[1] == 3 {
                 same("pack", dtype, || pack(x));
+                let pixels = pack(x).unwrap();
+                same("unpack", DType::F32, || unpack(&pixels));
             }
         });
     }
@@ -235,8 +237,25 @@ fn motion_kernels_compute_what_their_ops_say() {
                         .to_dtype(to)
                         .unwrap();
                     same("deformation", to, || deformation(&logits, pairs, linear));
+                    let map = noise(&[b, 1, h, w], 8);
+                    same("veiled", to, || veiled(&logits, &map));
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn border_kernels_compute_what_their_ops_say() {
+    for (b, h, w) in [(2, 8, 9), (1, 1, 1), (3, 5, 2)] {
+        let inner = noise(&[h, w], 1).abs().unwrap();
+        for deformation in [noise(&[b, h, w, 2], 2), ugly(&[b, h, w, 2], 3)] {
+            same("kept_still", DType::F32, || {
+                kept_still(&deformation, &inner)
+            });
+        }
+        for map in [noise(&[b, 1, h, w], 4), ugly(&[b, 1, h, w], 5)] {
+            same("opened", DType::F32, || opened(&map, &inner));
         }
     }
 }
@@ -354,6 +373,10 @@ fn shapes_that_do_not_fit_are_errors() {
     );
     assert!(deformation(&noise(&[1, 4, 2, 2], 1), &noise(&[1, 4, 12], 1), true).is_err());
     assert!(keypoints(&x, Some(&noise(&[1, 5, 4, 4], 1)), 0.1).is_err());
+    assert!(kept_still(&noise(&[1, 4, 4, 2], 1), &noise(&[4, 3], 1)).is_err());
+    assert!(opened(&x, &noise(&[4, 4], 1)).is_err());
+    assert!(veiled(&x, &noise(&[2, 1, 4, 4], 1)).is_err());
+    assert!(unpack(&x).is_err());
     let many = Launch::new("pack/pack", DType::F32, usize::MAX, (1, 1));
     assert!(many.is_err());
 }

@@ -53,6 +53,8 @@ pub struct Settings {
     pub models: Vec<PathBuf>,
     /// Where results, recordings, takes and screenshots go; the system's folder for videos when none.
     pub output: Option<PathBuf>,
+    /// The folder of the training run that is watched.
+    pub run: Option<PathBuf>,
     /// Record the microphone with the picture.
     pub microphone: bool,
     /// What the networks run on, in the words of `--device`.
@@ -207,6 +209,7 @@ impl Default for Settings {
             model: None,
             models: Vec::new(),
             output: None,
+            run: None,
             microphone: true,
             device: "auto".to_owned(),
         }
@@ -273,7 +276,7 @@ pub enum Loaded {
     /// There is none yet.
     New,
     /// As they were.
-    Kept(Settings),
+    Kept(Box<Settings>),
     /// The file could not be read and is now the one named.
     SetAside {
         /// Where it is.
@@ -310,7 +313,7 @@ pub fn load(folder: &Path) -> Loaded {
         return Loaded::New;
     }
     match read() {
-        Ok(settings) => Loaded::Kept(settings),
+        Ok(settings) => Loaded::Kept(Box::new(settings)),
         Err(why) => {
             let aside = folder.join("settings.broken.json");
             // Where even that fails the defaults are used all the same.
@@ -401,7 +404,7 @@ mod tests {
             ..Settings::default()
         };
         save(&inside, &settings).unwrap();
-        assert_eq!(load(&inside), Loaded::Kept(settings));
+        assert_eq!(load(&inside), Loaded::Kept(Box::new(settings)));
         assert_eq!(
             fs::read_dir(&inside).unwrap().count(),
             1,
@@ -460,7 +463,7 @@ mod tests {
         fs::write(folder.path().join("settings.json"), text).unwrap();
         let mut expected = Settings::default();
         expected.blend.ratio = 0.7;
-        assert_eq!(load(folder.path()), Loaded::Kept(expected));
+        assert_eq!(load(folder.path()), Loaded::Kept(Box::new(expected)));
     }
 
     proptest! {

@@ -17,6 +17,7 @@ use super::picture::Picture;
 use super::reel::Reel;
 use super::stage::Stage;
 use super::stats::Stats;
+use super::training::Training;
 use super::words::{self, Words};
 use super::{Start, fonts, panels, theme};
 use crate::device::Choice;
@@ -85,6 +86,7 @@ pub struct App {
     pub(super) outputs: Outputs,
     pub(super) speeds: Speeds,
     pub(super) downloads: Downloads,
+    pub(super) training: Training,
     pub(super) driver: Option<Driver>,
     /// The driver that played last: what comes back when another cannot be played.
     pub(super) good_driver: settings::Driver,
@@ -158,7 +160,7 @@ impl App {
         let mut notices = Notices::default();
         let mut settings = match loaded {
             Loaded::New => Settings::default(),
-            Loaded::Kept(settings) => settings,
+            Loaded::Kept(settings) => *settings,
             Loaded::SetAside { aside, why } => {
                 let words = words::words(None);
                 notices.warn(format!(
@@ -182,6 +184,7 @@ impl App {
         let picture = || Picture::new(state, &device);
         let stage = Stage::new(picture(), start.compositor, &device)?;
         let mirror = Mirror::new(picture());
+        let training = Training::new(picture());
         let (jobs, trouble) = Jobs::new(config.as_deref(), picture(), ctx);
         if let Some(trouble) = trouble {
             notices.warn(trouble);
@@ -203,6 +206,7 @@ impl App {
             outputs: Outputs::default(),
             speeds: Speeds::default(),
             downloads: Downloads::default(),
+            training,
             driver: None,
             good_driver: settings::Driver::Demo,
             driver_what: String::new(),

@@ -9,13 +9,14 @@ use crate::settings::{Blend, Driver, Enhance, Hold, Language, Motion, Show, Them
 use super::dialogs::Pick;
 use super::jobs::JobCommand;
 
-/// The three places of the window.
+/// The four places of the window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Place {
     #[default]
     Live,
     Render,
     Models,
+    Train,
 }
 
 /// Something that a person wants.
@@ -79,5 +80,7 @@ pub(super) enum Command {
     MeasureModel(Option<PathBuf>),
     /// Download the model of that name; none stops the download.
     Download(Option<String>),
+    /// Watch the training run of this folder.
+    WatchRun(PathBuf),
     Job(JobCommand),
 }

@@ -27,6 +27,8 @@ pub(super) enum Pick {
     JobDriver(u64),
     /// Where results go.
     Folder,
+    /// The folder of a training run.
+    Run,
 }
 
 impl Pick {
@@ -42,12 +44,16 @@ impl Pick {
             Self::Jobs | Self::JobDriver(_) => [&PHOTOS[..], &CLIPS[..], &[take::ENDING]].concat(),
             Self::Take => vec![take::ENDING],
             Self::Model | Self::Enhancer => vec!["safetensors", "pth", "tar", "pt", "pdparams"],
-            Self::Folder => vec![],
+            Self::Folder | Self::Run => vec![],
         }
     }
 
     fn several(self) -> bool {
         matches!(self, Self::Photos | Self::Jobs)
+    }
+
+    fn is_folder(self) -> bool {
+        matches!(self, Self::Folder | Self::Run)
     }
 }
 
@@ -90,13 +96,14 @@ impl Dialogs {
         let ask = move || {
             let path = |file: rfd::FileHandle| file.path().to_owned();
             let chosen = pollster::block_on(async {
-                match pick {
-                    Pick::Folder => dialog.pick_folder().await.map(|file| vec![path(file)]),
-                    _ if pick.several() => {
-                        let files = dialog.pick_files().await;
-                        files.map(|files| files.into_iter().map(path).collect())
-                    }
-                    _ => dialog.pick_file().await.map(|file| vec![path(file)]),
+                if pick.is_folder() {
+                    let folder = dialog.pick_folder().await;
+                    folder.map(|folder| vec![path(folder)])
+                } else if pick.several() {
+                    let files = dialog.pick_files().await;
+                    files.map(|files| files.into_iter().map(path).collect())
+                } else {
+                    dialog.pick_file().await.map(|file| vec![path(file)])
                 }
             });
             let _ = tell.send(chosen);
@@ -157,9 +164,10 @@ impl Dialogs {
 
     fn open_inside(&mut self, pick: Pick, title: &str) {
         let home = directories::UserDirs::new().map(|dirs| dirs.home_dir().to_owned());
-        let mut dialog = match pick {
-            Pick::Folder => egui_file::FileDialog::select_folder(),
-            _ => egui_file::FileDialog::open_file(),
+        let mut dialog = if pick.is_folder() {
+            egui_file::FileDialog::select_folder()
+        } else {
+            egui_file::FileDialog::open_file()
         };
         if let Some(home) = home {
             dialog = dialog.initial_path(home);

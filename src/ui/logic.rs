@@ -31,6 +31,7 @@ impl App {
         self.listen_to_outputs();
         self.listen_to_speeds();
         self.listen_to_downloads();
+        self.training.listen();
         self.jobs.listen(&self.ctx.clone());
         for news in self.reel.listen(&self.ctx.clone()) {
             match news {
@@ -327,6 +328,7 @@ impl App {
                 (Pick::Model, model @ Some(_)) => self.want(Command::UseModel(model)),
                 (Pick::Enhancer, Some(file)) => self.use_enhancer(file),
                 (Pick::Folder, folder @ Some(_)) => self.settings.output = folder,
+                (Pick::Run, Some(folder)) => self.want(Command::WatchRun(folder)),
                 _ => {}
             }
         }
@@ -405,6 +407,7 @@ impl App {
                 (Key::F2, Place::Live),
                 (Key::F3, Place::Render),
                 (Key::F4, Place::Models),
+                (Key::F5, Place::Train),
             ] {
                 pressed(key, Command::Go(place));
             }
@@ -556,6 +559,7 @@ impl App {
             Command::MeasureModel(model) => self.measure_model(model),
             Command::Download(Some(name)) => self.download(name),
             Command::Download(None) => self.cancel_download(),
+            Command::WatchRun(folder) => self.watch_run(folder),
             Command::Job(job) => self.apply_job(job),
         }
     }
@@ -572,15 +576,18 @@ impl App {
     }
 
     /// Another place. Nobody sees the stage from there: unless the picture is put out the driver rests, and
-    /// the processor is the render jobs'.
+    /// the processor is the render jobs' or the training's.
     fn go(&mut self, place: Place) {
         let was = std::mem::replace(&mut self.place, place);
         match (was, place) {
-            (Place::Live, Place::Render | Place::Models) if !self.is_put_out() => {
+            (Place::Live, Place::Render | Place::Models | Place::Train) if !self.is_put_out() => {
                 self.driver = None;
             }
             (_, Place::Live) if self.driver.is_none() => self.start_driver(),
             _ => {}
+        }
+        if place == Place::Train {
+            self.look_at_run();
         }
     }
 

@@ -21,6 +21,7 @@ mod reel;
 mod stage;
 mod stats;
 mod theme;
+mod training;
 mod widgets;
 mod words;
 

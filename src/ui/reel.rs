@@ -425,7 +425,7 @@ fn bytes(image: &RgbaImage) -> u64 {
 }
 
 /// The picture with that for its longer side, or as it is when it is smaller.
-fn fitted(image: &RgbaImage, longer: u32) -> RgbaImage {
+pub(super) fn fitted(image: &RgbaImage, longer: u32) -> RgbaImage {
     let (width, height) = image.dimensions();
     let longest = width.max(height);
     if longest <= longer {

@@ -84,6 +84,15 @@ impl Default for Stats {
 }
 
 impl Stats {
+    /// Without a minute to look back on: what a picture shows must not hang on how long it took to draw.
+    #[cfg(test)]
+    pub(super) fn still() -> Self {
+        Self {
+            sampled: f64::INFINITY,
+            ..Self::default()
+        }
+    }
+
     /// A frame has come from the networks.
     pub(super) fn frame(&mut self, shown: &Shown, compose: f32) {
         let now = self.started.elapsed().as_secs_f64();

@@ -37,6 +37,7 @@ words! {
     live: "Live", "实时";
     render: "Render", "渲染";
     models: "Models", "模型";
+    train: "Train", "训练";
     help: "Keys", "快捷键";
     settings: "Settings", "设置";
     close: "Close", "关闭";
@@ -200,6 +201,15 @@ words! {
     model_licence_note: "see weights/README.md", "见 weights/README.md";
     licence_unknown: "as its publisher says", "以发布者说明为准";
 
+    train_hint: "See how a training goes: the curves of its losses and its latest pictures, while mimic train writes them.", "查看训练进展：在 mimic train 写入的同时显示损失曲线和最新图片。";
+    train_start: "Start one by", "启动训练：";
+    choose_run: "Choose a run's folder…", "选择训练文件夹…";
+    no_run: "There is no run in this folder yet: choose the one that mimic train writes to.", "此文件夹中还没有训练：请选择 mimic train 的输出文件夹。";
+    run_gone: "The folder cannot be read; what was read before stays:", "文件夹无法读取，已读取的内容会保留：";
+    run_unreadable: "A file of the run cannot be read; the rest stays:", "训练中有文件无法读取，其余内容会保留：";
+    step: "step", "步数";
+    latest_grid: "Latest pictures:", "最新图片：";
+
     language_name: "Language", "语言";
     theme: "Theme", "主题";
     dark: "Dark", "深色";
@@ -223,7 +233,7 @@ words! {
     key_add_face: "add a face in the middle of the photo", "在照片中央添加脸部框";
     key_face: "move, resize or slide what has the focus", "移动、缩放或调节选中项";
     key_delete: "remove the photo, the face, or the job", "移除照片、脸或任务";
-    key_places: "Live, Render, Models", "实时、渲染、模型";
+    key_places: "Live, Render, Models, Train", "实时、渲染、模型、训练";
     key_tuning: "hide or show the tuning", "隐藏或显示调节面板";
     key_help: "these keys", "显示快捷键";
     key_escape: "close what is open", "关闭弹出内容";

@@ -12,6 +12,7 @@ mod ring;
 mod stage;
 mod strip;
 mod top;
+mod training;
 mod tuning;
 
 use eframe::egui::{self, CentralPanel, Frame, Ui};
@@ -80,6 +81,11 @@ pub(super) fn draw(app: &mut App, ui: &mut Ui) {
             CentralPanel::default()
                 .frame(ground)
                 .show(ui, |ui| models::show(app, ui));
+        }
+        Place::Train => {
+            CentralPanel::default()
+                .frame(ground)
+                .show(ui, |ui| training::show(app, ui));
         }
     }
     overlays::show(app, ui);

@@ -110,7 +110,7 @@ fn keys(app: &mut App, ui: &mut Ui) {
         ("A", words.key_add_face),
         ("Left  Right  +  –", words.key_face),
         ("Delete", words.key_delete),
-        ("F2  F3  F4", words.key_places),
+        ("F2  F3  F4  F5", words.key_places),
         ("?  F1", words.key_help),
         ("Esc", words.key_escape),
     ];

@@ -25,7 +25,7 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
                 match app.place {
                     Place::Live => measured(app, ui, &colours),
                     Place::Render => render(app, ui, &colours),
-                    Place::Models => {}
+                    Place::Models | Place::Train => {}
                 }
                 ui.with_layout(Layout::right_to_left(Align::Center), |ui| match app.place {
                     Place::Render => writes_to(app, ui, &colours),

@@ -1,4 +1,4 @@
-//! The bar at the top: the name, the three places, help and settings.
+//! The bar at the top: the name, the four places, help and settings.
 
 use eframe::egui::{
     Align2, FontId, Rect, RichText, Role, Sense, Ui, UiBuilder, WidgetInfo, pos2, vec2,
@@ -32,9 +32,10 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
         (Place::Live, app.words.live),
         (Place::Render, app.words.render),
         (Place::Models, app.words.models),
+        (Place::Train, app.words.train),
     ];
     let width = 82.0;
-    let frame = Rect::from_center_size(middle, vec2(width * 3.0 + 8.0, 34.0));
+    let frame = Rect::from_center_size(middle, vec2(width * places.len() as f32 + 8.0, 34.0));
     ui.painter()
         .rect_filled(frame, theme::RADIUS, colours.ground);
     for (i, (place, text)) in places.into_iter().enumerate() {

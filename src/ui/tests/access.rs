@@ -69,6 +69,8 @@ fn nothing_that_can_be_used_is_without_a_name() {
         check(&mut harness, "Render");
         harness.state_mut().want(Command::Go(Place::Models));
         check(&mut harness, "Models");
+        harness.state_mut().want(Command::Go(Place::Train));
+        check(&mut harness, "Train");
         for sheet in [Command::Help, Command::Settings] {
             harness.state_mut().want(sheet.clone());
             check(&mut harness, "a sheet");

@@ -6,6 +6,7 @@ mod access;
 mod downloads;
 mod faults;
 mod pictures;
+mod training;
 mod trouble;
 
 use std::path::{Path, PathBuf};
@@ -117,7 +118,7 @@ fn draw(app: &mut App) {
         stages: Stages::default(),
     });
     // What is measured differs from run to run.
-    app.stats = super::stats::Stats::default();
+    app.stats = super::stats::Stats::still();
 }
 
 fn saved(settings: &Settings) -> tempfile::TempDir {

@@ -9,6 +9,7 @@ use crate::pipeline::queue::Step;
 use crate::settings::{Blend, Enhance, Motion, PhotoOrigin};
 use crate::ui::fonts;
 use crate::ui::jobs::Look;
+use crate::ui::training::{Curve, Seen, Trouble};
 
 const WIDE: [f32; 2] = [1280.0, 800.0];
 const NARROW: [f32; 2] = [1024.0, 640.0];
@@ -215,6 +216,34 @@ fn models() {
 }
 
 #[test]
+fn a_training() {
+    let all = &mut SnapshotResults::new();
+    compare(all, "train-dark", look(DARK, WIDE, training));
+    compare(
+        all,
+        "train-empty",
+        look(LIGHT, NARROW, |harness| go(harness, Place::Train)),
+    );
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_training_in_chinese() {
+    let all = &mut SnapshotResults::new();
+    let broken = |harness: &mut Harness<'static, App>| {
+        training(harness);
+        let why = "/home/me/runs/faces/grids/step-0000300.png: no picture".to_owned();
+        let seen = harness.state_mut().training.seen.as_mut().unwrap();
+        seen.trouble = Some(Trouble::Unreadable(why));
+    };
+    compare(
+        all,
+        "train-light-chinese-narrow",
+        look(LIGHT_CHINESE, NARROW, broken),
+    );
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn models_and_sheets_in_chinese() {
     let all = &mut SnapshotResults::new();
@@ -277,6 +306,48 @@ fn go(harness: &mut Harness<'static, App>, place: Place) {
 
 fn open(harness: &mut Harness<'static, App>, sheet: Command) {
     harness.state_mut().want(sheet);
+    harness.run_steps(3);
+}
+
+/// A run after 300 steps, whose curves and pictures are drawn.
+fn training(harness: &mut Harness<'static, App>) {
+    go(harness, Place::Train);
+    let app = harness.state_mut();
+    app.settings.run = Some(PathBuf::from("/home/me/runs/faces"));
+    let falls: [(&str, f32, f32); 5] = [
+        ("loss/sum", 57.4, 24.2),
+        ("loss/perceptual", 48.1, 20.6),
+        ("loss/equivariance_value", 7.2, 2.9),
+        ("loss/equivariance_jacobian", 2.1, 0.7),
+        ("steps per second", 0.82, 0.85),
+    ];
+    let curves = falls.map(|(tag, from, to)| {
+        let mut curve = Curve::new(tag.to_owned());
+        for step in 1..=300 {
+            let way = (-(step as f32) / 70.0).exp();
+            // Never quite the same, and yet in every picture.
+            let noise = ((step * step) % 17) as f32 / 17.0 - 0.5;
+            let value = to + (from - to) * way + noise * 0.04 * from;
+            curve.push(step, value);
+        }
+        curve
+    });
+    app.training.seen = Some(Seen {
+        curves: curves.to_vec(),
+        trouble: None,
+    });
+    let side = 128;
+    let mut sheet = RgbaImage::from_pixel(16 * 130, 2 * 130, image::Rgba([255; 4]));
+    for (i, hue) in (0..32).zip(
+        [[148, 84, 92], [84, 104, 150], [96, 132, 96]]
+            .iter()
+            .cycle(),
+    ) {
+        let cell = image::imageops::thumbnail(&drawn(*hue), side, side);
+        image::imageops::replace(&mut sheet, &cell, i % 16 * 130 + 1, i / 16 * 130 + 1);
+    }
+    app.training.grid.show(&sheet);
+    app.training.grid_name = Some("step-0000300.png".to_owned());
     harness.run_steps(3);
 }
 

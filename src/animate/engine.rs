@@ -339,27 +339,32 @@ impl OnCard {
     fn keypoints(&mut self, pictures: &[&[u8]]) -> Result<Vec<Keypoints>> {
         pooled(|| {
             let pixels = self.upload(pictures)?;
-            let detector = &self.networks.keypoint_detector;
-            let found = self.recorder.run("keypoints", &[&pixels], |inputs| {
-                Ok(vec![detector.numbers(&pictures::planes(&inputs[0])?)?])
-            })?;
-            let numbers = found.first().map(|bytes| fused::floats(bytes));
-            let numbers = numbers.unwrap_or_default();
-            let count = self.networks.config.num_kp;
-            Ok(Keypoints::from_numbers(
-                &numbers,
-                count,
-                detector.has_jacobians(),
-            ))
+            self.keypoints_on_card(&pixels)
         })
     }
 
+    fn keypoints_on_card(&mut self, pixels: &Tensor) -> Result<Vec<Keypoints>> {
+        let detector = &self.networks.keypoint_detector;
+        let found = self.recorder.run("keypoints", &[pixels], |inputs| {
+            Ok(vec![detector.numbers(&pictures::planes(&inputs[0])?)?])
+        })?;
+        let numbers = found.first().map(|bytes| fused::floats(bytes));
+        let numbers = numbers.unwrap_or_default();
+        let count = self.networks.config.num_kp;
+        Ok(Keypoints::from_numbers(
+            &numbers,
+            count,
+            detector.has_jacobians(),
+        ))
+    }
+
     fn encode(&mut self, rgba: &[u8]) -> Result<CardSource> {
-        let Some(keypoints) = self.keypoints(&[rgba])?.pop() else {
-            bail!("no keypoints of a picture");
-        };
         pooled(|| {
-            let picture = pictures::planes(&self.upload(&[rgba])?)?;
+            let pixels = self.upload(&[rgba])?;
+            let Some(keypoints) = self.keypoints_on_card(&pixels)?.pop() else {
+                bail!("no keypoints of a picture");
+            };
+            let picture = pictures::planes(&pixels)?;
             Ok(CardSource {
                 keypoints,
                 features: self.networks.generator.encode_source(&picture)?,
@@ -398,6 +403,7 @@ impl OnCard {
                 &batch
             }
         };
+        // As many of the photo's as of the driver's: those of one would be spread by strides, which are not recorded.
         let keypoints = |of: fn(&(&CardSource, &Keypoints)) -> Keypoints| {
             let all: Vec<Keypoints> = moves.iter().map(of).collect();
             Keypoints::to_tensors(&all, &self.card.device)

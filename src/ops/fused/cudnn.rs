@@ -114,7 +114,7 @@ struct State {
 /// Memory that cuDNN works with.
 struct Scratch {
     workspace: CudaSlice<u8>,
-    /// Stands for the summand that there is none of; it is not read.
+    /// Stands for the summand that there is none of: zeros, because cuDNN turns its layout, and what is no number would stay so times 0.
     nothing: CudaSlice<u8>,
 }
 
@@ -243,12 +243,10 @@ impl Convolution {
             // What is recorded outlives this thread, and so must what it works with: memory of the recording itself.
             let mut of_recording;
             let scratch = if is_recorded(&device)? {
-                // SAFETY: cuDNN writes its workspace before it reads it, and does not read the summand.
-                of_recording = unsafe {
-                    Scratch {
-                        workspace: device.alloc(plan.workspace.max(1))?,
-                        nothing: device.alloc(bytes.max(1))?,
-                    }
+                of_recording = Scratch {
+                    // SAFETY: cuDNN writes its workspace before it reads it.
+                    workspace: unsafe { device.alloc(plan.workspace.max(1))? },
+                    nothing: device.alloc_zeros(bytes.max(1))?,
                 };
                 &mut of_recording
             } else {

@@ -74,6 +74,7 @@ mod cuda {
     use std::ffi::c_void;
     use std::mem::MaybeUninit;
     use std::ptr::NonNull;
+    use std::sync::Arc;
 
     use candle_core::cuda_backend::cudarc::driver::sys::{
         self, CUgraphInstantiate_flags, CUgraphNodeType, CUmemorytype, CUstreamCaptureMode,
@@ -141,6 +142,7 @@ mod cuda {
     /// Recorded work with its buffers.
     pub(super) struct Graph {
         graph: CudaGraph,
+        stream: Arc<CudaStream>,
         inputs: Vec<Tensor>,
         /// What it copies its results to.
         results: Vec<Pinned>,
@@ -197,6 +199,7 @@ mod cuda {
             stream.synchronize().w()?;
             Ok(Self {
                 graph,
+                stream,
                 inputs,
                 results,
             })
@@ -208,10 +211,7 @@ mod cuda {
                 own.slice_set(&input.contiguous()?, 0, 0)?;
             }
             self.graph.launch().w()?;
-            if let Some(first) = self.inputs.first() {
-                let device = first.device().as_cuda_device()?;
-                device.cuda_stream().synchronize().w()?;
-            }
+            self.stream.synchronize().w()?;
             Ok(self.results.iter().map(Pinned::bytes))
         }
     }
@@ -239,7 +239,7 @@ mod cuda {
         }
 
         /// Copies a tensor there, when the stream has come so far.
-        fn read(&mut self, tensor: &Tensor, stream: &std::sync::Arc<CudaStream>) -> Result<()> {
+        fn read(&mut self, tensor: &Tensor, stream: &Arc<CudaStream>) -> Result<()> {
             let (storage, layout) = tensor.storage_and_layout();
             let Storage::Cuda(storage) = &*storage else {
                 bail!("a result that is not on the card");

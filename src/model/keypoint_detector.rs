@@ -23,6 +23,18 @@ pub struct KeypointTensors {
     pub jacobian: Option<Tensor>,
 }
 
+impl KeypointTensors {
+    /// As one tensor (b, K, 6), to be read back at once: each keypoint's place, and its jacobian by rows or zeros.
+    pub fn numbers(&self) -> Result<Tensor> {
+        let (b, k, _) = self.value.dims3()?;
+        let jacobian = match &self.jacobian {
+            Some(jacobian) => jacobian.reshape((b, k, 4))?,
+            None => self.value.zeros_like()?.repeat((1, 1, 2))?,
+        };
+        Tensor::cat(&[&self.value, &jacobian], 2)
+    }
+}
+
 /// `KPDetector` of the reference.
 #[derive(Clone, Debug)]
 pub struct KeypointDetector {
@@ -93,19 +105,13 @@ impl KeypointDetector {
         Ok(KeypointTensors { value, jacobian })
     }
 
-    /// The same as numbers (b, K, 6), to be read back at once: each keypoint's place, and its jacobian by rows or zeros.
+    /// [`KeypointTensors::numbers`] of them.
     pub fn numbers(&self, pictures: &Tensor) -> Result<Tensor> {
         if fused::fuses(pictures) {
             let features = self.features(pictures)?;
             return self.fused(&features, &self.kp.forward(&features)?);
         }
-        let found = self.forward(pictures)?;
-        let (b, k, _) = found.value.dims3()?;
-        let jacobian = match &found.jacobian {
-            Some(jacobian) => jacobian.reshape((b, k, 4))?,
-            None => found.value.zeros_like()?.repeat((1, 1, 2))?,
-        };
-        Tensor::cat(&[&found.value, &jacobian], 2)
+        self.forward(pictures)?.numbers()
     }
 
     /// Whether keypoints have jacobians.

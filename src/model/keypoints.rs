@@ -16,28 +16,17 @@ pub struct Keypoints {
 impl Keypoints {
     /// The keypoints of each picture of a batch.
     pub fn from_tensors(tensors: &KeypointTensors) -> Result<Vec<Self>> {
-        let values: Vec<Vec<Vec<f32>>> = tensors.value.to_vec3()?;
-        let (pictures, keypoints, _) = tensors.value.dims3()?;
-        let jacobians: Option<Vec<f32>> = match &tensors.jacobian {
-            Some(jacobian) => Some(jacobian.flatten_all()?.to_vec1()?),
-            None => None,
-        };
-        let mut batch = Vec::with_capacity(pictures);
-        for (i, value) in values.iter().enumerate() {
-            let jacobian = jacobians.as_ref().map(|all| {
-                let (matrices, _) = all.as_chunks::<4>();
-                let of_picture = matrices.iter().skip(i * keypoints).take(keypoints);
-                of_picture.map(|m| [[m[0], m[1]], [m[2], m[3]]]).collect()
-            });
-            batch.push(Self {
-                value: value.iter().map(|v| [v[0], v[1]]).collect(),
-                jacobian,
-            });
-        }
-        Ok(batch)
+        let numbers = tensors.numbers()?;
+        let (_, count, _) = numbers.dims3()?;
+        let numbers: Vec<f32> = numbers.flatten_all()?.to_vec1()?;
+        Ok(Self::from_numbers(
+            &numbers,
+            count,
+            tensors.jacobian.is_some(),
+        ))
     }
 
-    /// The keypoints of each picture of a batch, `count` of each, from [`KeypointDetector::numbers`](super::KeypointDetector::numbers).
+    /// The keypoints of each picture of a batch, `count` of each, from [`KeypointTensors::numbers`].
     pub fn from_numbers(numbers: &[f32], count: usize, jacobians: bool) -> Vec<Self> {
         let (numbers, _) = numbers.as_chunks::<6>();
         let jacobian = |&[_, _, a, b, c, d]: &[f32; 6]| [[a, b], [c, d]];
@@ -93,6 +82,7 @@ mod tests {
             ..kp
         });
         let tensors = Keypoints::to_tensors(&plain, &Device::Cpu).unwrap();
+        assert!(tensors.jacobian.is_none());
         assert_eq!(Keypoints::from_tensors(&tensors).unwrap(), plain);
     }
 }

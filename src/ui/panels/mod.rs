@@ -15,7 +15,7 @@ mod top;
 mod training;
 mod tuning;
 
-use eframe::egui::{self, CentralPanel, Frame, Ui};
+use eframe::egui::{self, CentralPanel, Frame, Margin, ScrollArea, Ui};
 
 use super::app::App;
 use super::command::Place;
@@ -27,6 +27,17 @@ const NARROW: f32 = 1100.0;
 /// Whether the tuning panel is a drawer.
 fn is_narrow(ctx: &egui::Context) -> bool {
     ctx.content_rect().width() < NARROW
+}
+
+/// A place that scrolls.
+fn page(ui: &mut Ui, add: impl FnOnce(&mut Ui)) {
+    ScrollArea::vertical()
+        .auto_shrink([false, false])
+        .show(ui, |ui| {
+            Frame::NONE
+                .inner_margin(Margin::symmetric(34, 22))
+                .show(ui, add)
+        });
 }
 
 pub(super) fn draw(app: &mut App, ui: &mut Ui) {

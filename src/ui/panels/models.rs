@@ -1,8 +1,8 @@
 //! The Models place: which models are here, how large and how fast on this machine, and which is in use.
 
 use eframe::egui::{
-    Align, Button, Color32, Frame, Layout, Margin, ProgressBar, RichText, Role, ScrollArea, Stroke,
-    Ui, WidgetInfo,
+    Align, Button, Color32, Frame, Layout, Margin, ProgressBar, RichText, Role, Stroke, Ui,
+    WidgetInfo,
 };
 
 use crate::checkpoint::store::{Progress, Step};
@@ -15,36 +15,30 @@ use crate::ui::words::Words;
 
 pub(super) fn show(app: &mut App, ui: &mut Ui) {
     let colours = colours(ui.ctx());
-    ScrollArea::vertical()
-        .auto_shrink([false, false])
-        .show(ui, |ui| {
-            Frame::NONE
-                .inner_margin(Margin::symmetric(34, 22))
-                .show(ui, |ui| {
-                    ui.set_max_width(860.0);
-                    ui.heading(app.words.models);
-                    ui.add_space(4.0);
-                    let cards = app.models();
-                    for model in &cards {
-                        card(app, ui, model, &colours);
-                    }
-                    if ui.button(app.words.model_import).clicked() {
-                        app.want(Command::Pick(Pick::Model));
-                    }
-                    let more = app.downloads.cards();
-                    if let Err(why) = &app.downloads.store {
-                        ui.label(RichText::new(why).color(colours.dim));
-                    }
-                    if !more.is_empty() {
-                        ui.add_space(18.0);
-                        ui.heading(app.words.more_models);
-                        ui.add_space(4.0);
-                    }
-                    for model in &more {
-                        download_card(app, ui, model, &more, &colours);
-                    }
-                });
-        });
+    super::page(ui, |ui| {
+        ui.set_max_width(860.0);
+        ui.heading(app.words.models);
+        ui.add_space(4.0);
+        let cards = app.models();
+        for model in &cards {
+            card(app, ui, model, &colours);
+        }
+        if ui.button(app.words.model_import).clicked() {
+            app.want(Command::Pick(Pick::Model));
+        }
+        let more = app.downloads.cards();
+        if let Err(why) = &app.downloads.store {
+            ui.label(RichText::new(why).color(colours.dim));
+        }
+        if !more.is_empty() {
+            ui.add_space(18.0);
+            ui.heading(app.words.more_models);
+            ui.add_space(4.0);
+        }
+        for model in &more {
+            download_card(app, ui, model, &more, &colours);
+        }
+    });
 }
 
 fn card_frame(edge: Color32, colours: &Colours) -> Frame {

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use eframe::egui::{
-    Align, Align2, FontId, Frame, Image, Label, Layout, Margin, Rect, RichText, Role, ScrollArea,
-    Sense, Stroke, TextureHandle, Ui, UiBuilder, Vec2, WidgetInfo, pos2, text::LayoutJob, vec2,
+    Align, Align2, FontId, Frame, Image, Label, Layout, Margin, Rect, RichText, Role, Sense,
+    Stroke, TextureHandle, Ui, UiBuilder, Vec2, WidgetInfo, pos2, text::LayoutJob, vec2,
 };
 use egui_material_icons::icons::{
     ICON_ARROW_BACK, ICON_DELETE, ICON_GESTURE, ICON_IMAGE, ICON_MOVIE, ICON_VIDEO_FILE,
@@ -36,13 +36,7 @@ pub(super) fn show(app: &mut App, ui: &mut Ui) {
                 .inner_margin(Margin::same(22)),
         )
         .show(ui, |ui| job::show(app, ui, &colours));
-    ScrollArea::vertical()
-        .auto_shrink([false, false])
-        .show(ui, |ui| {
-            Frame::NONE
-                .inner_margin(Margin::symmetric(34, 22))
-                .show(ui, |ui| list(app, ui, &colours));
-        });
+    super::page(ui, |ui| list(app, ui, &colours));
 }
 
 fn list(app: &mut App, ui: &mut Ui, colours: &Colours) {

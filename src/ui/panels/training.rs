@@ -1,8 +1,8 @@
 //! The Train place: a run of `mimic train`, by a plot for each curve and its latest grid of pictures.
 
 use eframe::egui::{
-    Align2, Color32, FontId, Frame, Image, Label, Margin, Painter, Pos2, Rect, RichText, Role,
-    ScrollArea, Sense, Shape, Stroke, StrokeKind, Ui, WidgetInfo,
+    Align2, Color32, FontId, Image, Label, Painter, Pos2, Rect, RichText, Role, Sense, Shape,
+    Stroke, StrokeKind, Ui, WidgetInfo,
     load::SizedTexture,
     pos2,
     text::{LayoutJob, TextWrapping},
@@ -29,27 +29,21 @@ const GAP: f32 = 10.0;
 
 pub(super) fn show(app: &mut App, ui: &mut Ui) {
     let colours = colours(ui.ctx());
-    ScrollArea::vertical()
-        .auto_shrink([false, false])
-        .show(ui, |ui| {
-            Frame::NONE
-                .inner_margin(Margin::symmetric(34, 22))
-                .show(ui, |ui| {
-                    ui.set_max_width(ui.available_width().min(WIDEST));
-                    ui.heading(app.words.train);
-                    ui.add_space(4.0);
-                    folder(app, ui, &colours);
-                    let Some(seen) = &app.training.seen else {
-                        return;
-                    };
-                    if let Some(trouble) = &seen.trouble {
-                        say(ui, trouble, app.words, &colours);
-                    }
-                    ui.add_space(4.0);
-                    plots(ui, &seen.curves, app.words, &colours);
-                    grid(app, ui, &colours);
-                });
-        });
+    super::page(ui, |ui| {
+        ui.set_max_width(ui.available_width().min(WIDEST));
+        ui.heading(app.words.train);
+        ui.add_space(4.0);
+        folder(app, ui, &colours);
+        let Some(seen) = &app.training.seen else {
+            return;
+        };
+        if let Some(trouble) = &seen.trouble {
+            say(ui, trouble, app.words, &colours);
+        }
+        ui.add_space(4.0);
+        plots(ui, &seen.curves, app.words, &colours);
+        grid(app, ui, &colours);
+    });
 }
 
 /// Which run is shown, or how to have one, and the button to choose another.

@@ -33,5 +33,14 @@ done
 ffmpeg -v error -nostdin -y -i "$work/american-gothic.png" -i "$work/syndics.png" -filter_complex hstack \
     -q:v 3 screenshots/groups.jpg
 
+# A training run to look at, of a few minutes: the heads of the paintings as the driver moves them.
+for painting in american-gothic girl-with-a-pearl-earring la-donna-velata mona-lisa rembrandt-self-portrait; do
+    $mimic animate --source-image assets/$painting.jpg --driving-video "$work/driver.mp4" -o "$work/heads/$painting.mp4" \
+        >/dev/null
+done
+$mimic train prepare "$work/heads" -o "$work/clips" --size 128
+$mimic train --config-file configs/faces-quick.yaml --data "$work/clips" --output "$work/run" --steps 200 \
+    -o log_config.interval=4
+
 # The window, on a virtual screen.
-cargo test --locked --test window -- --ignored --exact screenshots
+MIMIC_RUN=$work/run cargo test --locked --test window -- --ignored --exact screenshots

@@ -12,6 +12,7 @@ use super::jobs::JobCommand;
 use super::notices::Topic;
 use super::outputs::said_of;
 use super::reel::{Face, News};
+use super::words::brief;
 use crate::animate::{PerformOptions, take};
 use crate::geometry::Rect;
 use crate::gpu;
@@ -144,7 +145,7 @@ impl App {
             Event::Notice(text) => self.notices.problem(Topic::Driver, text),
             Event::TakeWritten { path, .. } => {
                 self.taking = false;
-                let text = format!("{} {}", self.words.take_saved, path.display());
+                let text = format!("{} {}", self.words.take_saved, brief(&path));
                 let play = Command::Drive(settings::Driver::Take(path));
                 self.notices.offer(text, self.words.play_take, play);
             }
@@ -701,7 +702,7 @@ impl App {
 
     /// Says that a file is there, and offers its folder.
     pub(super) fn saved(&mut self, what: &str, path: PathBuf) {
-        let text = format!("{what} {}", path.display());
+        let text = format!("{what} {}", brief(&path));
         let show = Command::Job(JobCommand::Reveal(path));
         self.notices.offer(text, self.words.show_in_folder, show);
     }

@@ -2,6 +2,8 @@
 //!
 //! Plain and short, no exclamation marks; errors say what to do.
 
+use std::path::{MAIN_SEPARATOR, Path};
+
 use crate::settings::Language;
 
 /// The words in the language of the settings, or of the system.
@@ -13,6 +15,21 @@ pub(super) fn words(language: Option<Language>) -> &'static Words {
     match language.unwrap_or_else(system) {
         Language::English => &ENGLISH,
         Language::Chinese => &CHINESE,
+    }
+}
+
+/// A path as the window says it: the home folder is `~`, as its name is nobody's business where a screen is shared.
+pub(super) fn brief(path: &Path) -> String {
+    beneath(std::env::home_dir().as_deref(), path)
+}
+
+fn beneath(home: Option<&Path>, path: &Path) -> String {
+    // A home without a name, as services have, would be everybody's.
+    let home = home.filter(|home| home.parent().is_some());
+    match home.and_then(|home| path.strip_prefix(home).ok()) {
+        Some(rest) if rest.as_os_str().is_empty() => "~".to_owned(),
+        Some(rest) => format!("~{MAIN_SEPARATOR}{}", rest.display()),
+        None => path.display().to_string(),
     }
 }
 
@@ -251,6 +268,8 @@ words! {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
@@ -263,5 +282,20 @@ mod tests {
         }
         assert_eq!(words(Some(Language::Chinese)).live, "实时");
         assert_eq!(words(Some(Language::English)).language, Language::English);
+    }
+
+    #[test]
+    fn the_home_folder_is_not_named() {
+        let below = |home: &str, path: &str| beneath(Some(Path::new(home)), Path::new(path));
+        let deep: PathBuf = ["~", "Videos", "mimic"].iter().collect();
+        assert_eq!(
+            below("/home/me", "/home/me/Videos/mimic"),
+            deep.to_str().unwrap()
+        );
+        assert_eq!(below("/home/me", "/home/me"), "~");
+        assert_eq!(below("/home/me", "/home/melissa/x"), "/home/melissa/x");
+        assert_eq!(below("/", "/srv/x"), "/srv/x");
+        assert_eq!(below("", "output"), "output");
+        assert_eq!(beneath(None, Path::new("/srv/x")), "/srv/x");
     }
 }

@@ -127,7 +127,7 @@ fn a_picture_that_was_copied_elsewhere_is_pasted() {
         (difference(now, &before) > 10.0).then_some(())
     });
     drop(copied);
-    let kept = screen.folder.path().join("output/pasted-001.png");
+    let kept = screen.folder.path().join("Videos/pasted-001.png");
     assert_eq!(
         image::image_dimensions(kept).unwrap(),
         (small.width(), small.height())
@@ -186,7 +186,8 @@ fn when_the_graphics_card_is_lost_the_window_is_opened_anew_says_so_and_goes_on(
     assert!(screen.window.try_wait().unwrap().is_none(), "it still runs");
 }
 
-/// The pictures in `screenshots/`, and more of them in `$MIMIC_SCREENSHOTS` if that names a folder.
+/// The pictures in `screenshots/`, and more of them in `$MIMIC_SCREENSHOTS` if that names a folder. `$MIMIC_RUN` is a run of
+/// `mimic train`.
 #[test]
 #[ignore = "run by make screenshots"]
 fn screenshots() {
@@ -211,7 +212,13 @@ fn screenshots() {
             true => format!("{place}-{}-{theme}-{language}", size[0]).to_lowercase(),
             false => place.to_owned(),
         };
-        let mut screen = Screen::dressed(size, theme, language, &["--demo"]);
+        let home = tempfile::tempdir().unwrap();
+        let run = std::env::var_os("MIMIC_RUN").expect("scripts/screenshots.sh trains one");
+        std::os::unix::fs::symlink(run, home.path().join(screen::RUN)).unwrap();
+        let place = home.path().to_owned();
+        let environment = [("HOME", place.as_path())];
+        let looks = [theme, language];
+        let mut screen = Screen::open_in(home, size, looks, &["--demo"], &environment);
         let [width, height] = size;
         let middle = [width / 2 - 100, height / 2, 100, 60];
         screen.wait("the painting is on stage", middle, lit);
@@ -233,12 +240,16 @@ fn screenshots() {
         }
         std::thread::sleep(Duration::from_secs(8));
         save(&screen, &name("render"));
-        if all {
-            for (key, place) in [("F4", "models"), ("F2", "again"), ("F1", "keys")] {
-                screen.hand(&["key", key]);
-                std::thread::sleep(Duration::from_secs(2));
-                save(&screen, &name(place));
-            }
+        let places = [
+            ("F4", "models"),
+            ("F5", "train"),
+            ("F2", "again"),
+            ("F1", "keys"),
+        ];
+        for (key, place) in places.into_iter().take(if all { 4 } else { 2 }) {
+            screen.hand(&["key", key]);
+            std::thread::sleep(Duration::from_secs(4));
+            save(&screen, &name(place));
         }
     }
 }

@@ -12,6 +12,9 @@ use image::RgbImage;
 /// Left, top, width, height.
 pub(crate) type Area = [u32; 4];
 
+/// Where in its folder a training run is looked for.
+pub(crate) const RUN: &str = "faces";
+
 /// An X server of its own, and the window in it.
 pub(crate) struct Screen {
     pub(crate) display: String,
@@ -24,16 +27,11 @@ pub(crate) struct Screen {
 impl Screen {
     /// Starts the program on a screen of that size, which it fills.
     pub(crate) fn open(size: [u32; 2], arguments: &[&str]) -> Self {
-        Self::dressed(size, "Dark", "English", arguments)
-    }
-
-    /// In this theme and language.
-    pub(crate) fn dressed(size: [u32; 2], theme: &str, language: &str, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self::open_in(folder, size, [theme, language], arguments, &[])
+        Self::open_in(folder, size, ["Dark", "English"], arguments, &[])
     }
 
-    /// With this folder for everything that is written, and more in the environment.
+    /// With this folder for everything that is written, in this theme and language, and more in the environment.
     pub(crate) fn open_in(
         folder: tempfile::TempDir,
         [width, height]: [u32; 2],
@@ -43,13 +41,15 @@ impl Screen {
     ) -> Self {
         let config = folder.path().join("config");
         std::fs::create_dir_all(&config).unwrap();
-        let output = folder.path().join("output");
+        let output = folder.path().join("Videos");
+        let run = folder.path().join(RUN);
         let settings = serde_json::json!({
             "version": 1,
             "theme": theme,
             "language": language,
             "window": [width, height],
             "output": output,
+            "run": run.exists().then_some(run),
         })
         .to_string();
         std::fs::write(config.join("settings.json"), settings).unwrap();

@@ -11,7 +11,7 @@ use crate::ui::command::Command;
 use crate::ui::dialogs::Pick;
 use crate::ui::models::{DownloadCard, ModelCard};
 use crate::ui::theme::{self, Colours, colours};
-use crate::ui::words::Words;
+use crate::ui::words::{Words, brief};
 
 pub(super) fn show(app: &mut App, ui: &mut Ui) {
     let colours = colours(ui.ctx());
@@ -125,7 +125,7 @@ fn card(app: &mut App, ui: &mut Ui, model: &ModelCard, colours: &Colours) {
                 let size = format!("{:.1} MB", model.bytes as f64 / 1e6);
                 let place = match &model.file {
                     None => words.model_embedded.to_owned(),
-                    Some(path) => path.display().to_string(),
+                    Some(path) => brief(path),
                 };
                 let licence = match (&model.licence, &model.file) {
                     (Some(licence), _) => licence,

@@ -19,6 +19,7 @@ use crate::ui::logic::{self, kind};
 use crate::ui::notices::Kind;
 use crate::ui::theme::{self, colours};
 use crate::ui::widgets::{icon_button, toggle};
+use crate::ui::words::brief;
 
 pub(super) fn show(app: &mut App, ui: &mut Ui) {
     notices(app, ui);
@@ -209,10 +210,7 @@ fn settings(app: &mut App, ui: &mut Ui) {
             }
             ui.label(words.output_folder);
             ui.horizontal_wrapped(|ui| {
-                ui.label(
-                    RichText::new(app.output_folder().display().to_string())
-                        .color(colours(ui.ctx()).dim),
-                );
+                ui.label(RichText::new(brief(&app.output_folder())).color(colours(ui.ctx()).dim));
                 if ui.button(words.choose_folder).clicked() {
                     wanted.push(Command::Pick(Pick::Folder));
                 }

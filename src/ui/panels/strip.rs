@@ -11,6 +11,7 @@ use crate::settings::Driver;
 use crate::ui::app::{App, ModelState};
 use crate::ui::command::{Command, Place};
 use crate::ui::theme::{self, Colours, colours};
+use crate::ui::words::brief;
 
 pub(super) fn show(app: &mut App, ui: &mut Ui) {
     let colours = colours(ui.ctx());
@@ -133,7 +134,7 @@ fn render(app: &App, ui: &mut Ui, colours: &Colours) {
 }
 
 fn writes_to(app: &App, ui: &mut Ui, colours: &Colours) {
-    let text = format!("{} {}", app.words.writes_to, app.output_folder().display());
+    let text = format!("{} {}", app.words.writes_to, brief(&app.output_folder()));
     ui.label(RichText::new(text).size(12.5).color(colours.dim));
 }
 

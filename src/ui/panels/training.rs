@@ -14,7 +14,7 @@ use crate::ui::command::Command;
 use crate::ui::dialogs::Pick;
 use crate::ui::theme::{self, Colours, colours};
 use crate::ui::training::{Curve, Point, Trouble};
-use crate::ui::words::Words;
+use crate::ui::words::{Words, brief};
 
 /// How a run is started.
 const START: &str = "mimic train -c FILE --data DIR --output RUN";
@@ -62,7 +62,7 @@ fn folder(app: &mut App, ui: &mut Ui, colours: &Colours) {
             app.want(Command::Pick(Pick::Run));
         }
         if let Some(run) = &app.settings.run {
-            let path = RichText::new(run.display().to_string()).color(colours.dim);
+            let path = RichText::new(brief(run)).color(colours.dim);
             ui.add(Label::new(path).truncate());
         }
     });

@@ -557,6 +557,8 @@ mod tests {
             case(19, 50, (20, 20), 7, 0),
             case(19, 12, (20, 21), 7, 3),
             case(40, 100, (16, 18), 1, 0),
+            case(40, 100, (4, 5), 1, 0),
+            case(7, 16, (13, 11), 1, 0),
             case(8, 8, (1, 1), 3, 1),
         ] {
             assert_eq!(check(&case), "direct");
@@ -596,8 +598,8 @@ mod tests {
 
     #[test]
     fn concatenations_keep_their_gaps() {
-        for size in [4, 8, 32] {
-            let case = case(0, 20, (size, size), 3, 1);
+        for (size, kernel) in [(4, 3), (8, 3), (32, 3), (4, 1), (8, 1)] {
+            let case = case(0, 20, (size, size), kernel, kernel / 2);
             check(&Case {
                 channels: Channels::concat(10, 19),
                 ..case

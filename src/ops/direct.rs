@@ -4,7 +4,12 @@
 //! over taps and blocks of input channels. Taps outside the picture read a line of zeros. Nearest x2
 //! before the convolution is a matter of which pixel a tap reads. For products of bf16 the whole map is
 //! packed first: every pixel is read once for each tap and panel.
+//!
+//! 1x1 on a map of some size is a matrix product, and goes as one: a job gathers the channels of its pixels,
+//! which lie a whole map apart, into rows, and multiplies them by every panel while they are in its core's
+//! cache.
 
+use std::hint::black_box;
 use std::ops::Range;
 
 use super::blocked::{Buffer, Channels, Size};
@@ -27,6 +32,9 @@ pub(super) struct Direct {
     slots: usize,
     isa: Isa,
 }
+
+/// Most pixels whose channels a job gathers: whole register tiles.
+const GATHERED: usize = 48;
 
 /// What a tap outside the picture reads.
 static ZEROS: [f32; BLOCK] = [0.0; BLOCK];
@@ -76,8 +84,31 @@ impl Direct {
     }
 
     pub(super) fn run(&self, workers: &Workers, maps: &Maps<'_>) {
+        let pointwise = self.spec.kernel == 1 && self.spec.padding == 0 && !self.spec.upsample;
+        if pointwise && maps.full_size.pixels() >= GATHERED / 2 * workers.threads() {
+            self.gathered(workers, maps);
+        } else {
+            self.in_place(workers, maps);
+        }
+    }
+
+    fn gathered(&self, workers: &Workers, maps: &Maps<'_>) {
+        let pixels = maps.full_size.pixels();
+        let share = pixels.div_ceil(workers.threads());
+        let run = share.next_multiple_of(12).min(GATHERED);
+        // The odd block keeps rows off the same cache set, and takes what the last block has beyond its channels.
+        let stride = self.slots + BLOCK;
+        workers.each_with_scratch(pixels.div_ceil(run), run * stride, |job, rows| {
+            let pixels = job * run..(job * run + run).min(pixels);
+            let lanes = 0..self.panels.last().map_or(0, |panel| panel.end);
+            let task = self.task(maps, maps.input, lanes, pixels);
+            // SAFETY: lengths were checked; a job writes its own pixels.
+            unsafe { pointwise(self.isa, &task, &self.panels, rows.as_mut_ptr(), stride) };
+        });
+    }
+
+    fn in_place(&self, workers: &Workers, maps: &Maps<'_>) {
         let panels = self.panels.len();
-        let taps = self.spec.kernel * self.spec.kernel;
         let pixels = maps.full_size.pixels();
         // Enough jobs to share; each at least some register tiles long. Small maps with many channels
         // are bound by their weights: there a job is a panel, and every weight is read once.
@@ -90,20 +121,8 @@ impl Direct {
         let runs = pixels.div_ceil(run);
         let job = |input: &[f32], job: usize| {
             let (panel, first) = (&self.panels[job % panels], job / panels * run);
-            let task = Task {
-                input: input.as_ptr(),
-                size: maps.size,
-                out_size: maps.full_size,
-                spec: self.spec,
-                stride: self.stride,
-                fill: &self.fill,
-                weights: self.weights[panel.start * taps * self.slots..].as_ptr(),
-                lanes: panel.clone(),
-                pool: maps.pool,
-                sink: maps.sink,
-                first,
-                end: (first + run).min(pixels),
-            };
+            let pixels = first..(first + run).min(pixels);
+            let task = self.task(maps, input, panel.clone(), pixels);
             // SAFETY: lengths were checked; a job writes its own channels of its own pixels.
             unsafe { direct(self.isa, &task) };
         };
@@ -119,6 +138,29 @@ impl Direct {
             });
             workers.each(runs * panels, |index| job(packed, index));
         });
+    }
+
+    fn task<'a>(
+        &'a self,
+        maps: &Maps<'_>,
+        input: &[f32],
+        lanes: Range<usize>,
+        pixels: Range<usize>,
+    ) -> Task<'a> {
+        let taps = self.spec.kernel * self.spec.kernel;
+        Task {
+            input: input.as_ptr(),
+            size: maps.size,
+            out_size: maps.full_size,
+            spec: self.spec,
+            stride: self.stride,
+            fill: &self.fill,
+            weights: self.weights[lanes.start * taps * self.slots..].as_ptr(),
+            lanes,
+            pool: maps.pool,
+            sink: maps.sink,
+            pixels,
+        }
     }
 }
 
@@ -153,8 +195,8 @@ struct Task<'a> {
     lanes: Range<usize>,
     pool: bool,
     sink: Sink,
-    first: usize,
-    end: usize,
+    /// By the order in which they are computed.
+    pixels: Range<usize>,
 }
 
 impl Task<'_> {
@@ -168,6 +210,46 @@ impl Task<'_> {
             (cell / cells * 2 + corner / 2, cell % cells * 2 + corner % 2)
         } else {
             (at / self.out_size.width, at % self.out_size.width)
+        }
+    }
+
+    /// Rows of a register tile that are used: whole 2x2 cells when they are to be pooled.
+    #[inline(always)]
+    fn rows(&self, rows: usize) -> usize {
+        if self.pool { rows / 4 * 4 } else { rows }
+    }
+
+    /// Bias, activation and pooling for the sums of some pixels, and the way to memory of the first `count`.
+    #[inline(always)]
+    unsafe fn finish<S: Simd, const ROWS: usize, const WIDE: usize>(
+        &self,
+        acc: &[[S::V; WIDE]; ROWS],
+        lanes: usize,
+        pixels: &[(usize, usize); ROWS],
+        count: usize,
+    ) {
+        for w in 0..WIDE {
+            let lane = lanes + w * S::LANES;
+            // SAFETY: the lanes and pixels are the job's, says the caller.
+            unsafe {
+                let mut values = [S::splat(0.0); ROWS];
+                for (value, sums) in values.iter_mut().zip(acc) {
+                    *value = self.sink.activate::<S>(lane, sums[w]);
+                }
+                if self.pool {
+                    for r in (0..count).step_by(4) {
+                        let top = S::add(values[r], values[r + 1]);
+                        let bottom = S::add(values[r + 2], values[r + 3]);
+                        let mean = S::mul(S::add(top, bottom), S::splat(0.25));
+                        let (y, x) = pixels[r];
+                        self.sink.store::<S>(lane, y / 2, x / 2, mean);
+                    }
+                } else {
+                    for (&value, &(y, x)) in values.iter().zip(pixels).take(count) {
+                        self.sink.store::<S>(lane, y, x, value);
+                    }
+                }
+            }
         }
     }
 }
@@ -205,15 +287,13 @@ unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) 
     let doubling = usize::from(upsample);
     let pixel = BLOCK / S::PAIR;
     let plane = height * width * pixel;
-    // A register tile takes whole 2x2 cells when they are to be pooled.
-    let rows = if task.pool { ROWS / 4 * 4 } else { ROWS };
-    let mut at = task.first;
-    while at < task.end {
-        let count = rows.min(task.end - at);
+    let Range { start, end } = task.pixels;
+    for at in (start..end).step_by(task.rows(ROWS)) {
         let pixels: [(usize, usize); ROWS] =
-            std::array::from_fn(|r| task.pixel((at + r).min(task.end - 1)));
+            std::array::from_fn(|r| task.pixel((at + r).min(end - 1)));
         // SAFETY: taps are checked against the picture; weights, channels and pixels are the job's.
         unsafe {
+            // Out of the optimiser's sight between the inner loops, which else keep it in memory instead of registers.
             let mut acc = [[S::splat(0.0); WIDE]; ROWS];
             let mut weights = task.weights;
             // Neighbours in one row are a constant step apart, as long as a tap sees all of them.
@@ -238,7 +318,7 @@ unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) 
                         for &depth in task.fill {
                             let from = std::array::from_fn(|r| first.add(r * stride * pixel));
                             let depth = depth.div_ceil(S::PAIR);
-                            accumulate::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
+                            accumulate::<S, ROWS, WIDE>(black_box(&mut acc), from, weights, depth);
                             weights = weights.add(depth * WIDE * S::LANES);
                             first = first.wrapping_add(plane);
                         }
@@ -253,7 +333,7 @@ unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) 
                     }
                     for &depth in task.fill {
                         let depth = depth.div_ceil(S::PAIR);
-                        accumulate::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
+                        accumulate::<S, ROWS, WIDE>(black_box(&mut acc), from, weights, depth);
                         weights = weights.add(depth * WIDE * S::LANES);
                         for r in 0..ROWS {
                             from[r] = from[r].wrapping_add(step[r]);
@@ -261,26 +341,90 @@ unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) 
                     }
                 }
             }
-            for (w, lane) in task.lanes.clone().step_by(S::LANES).enumerate() {
-                let mut values = [S::splat(0.0); ROWS];
-                for (value, sums) in values.iter_mut().zip(&acc) {
-                    *value = task.sink.activate::<S>(lane, sums[w]);
-                }
-                if task.pool {
-                    for r in (0..count).step_by(4) {
-                        let top = S::add(values[r], values[r + 1]);
-                        let bottom = S::add(values[r + 2], values[r + 3]);
-                        let mean = S::mul(S::add(top, bottom), S::splat(0.25));
-                        task.sink
-                            .store::<S>(lane, pixels[r].0 / 2, pixels[r].1 / 2, mean);
-                    }
-                } else {
-                    for (&value, (y, x)) in values.iter().zip(pixels).take(count) {
-                        task.sink.store::<S>(lane, y, x, value);
-                    }
-                }
+            let count = task.rows(ROWS).min(end - at);
+            task.finish::<S, ROWS, WIDE>(&acc, task.lanes.start, &pixels, count);
+        }
+    }
+}
+
+kernel!(
+    /// One job of a 1x1 convolution; `rows` has room for its pixels, `stride` apart.
+    pointwise(task: &Task<'_>, panels: &[Range<usize>], rows: *mut f32, stride: usize) = pointwise_body
+);
+
+#[inline(always)]
+unsafe fn pointwise_body<S: Simd, const ROWS: usize, const WIDE: usize>(
+    task: &Task<'_>,
+    panels: &[Range<usize>],
+    rows: *mut f32,
+    stride: usize,
+) {
+    let mut places = [(0, 0); GATHERED];
+    let places = &mut places[..task.pixels.len()];
+    // SAFETY: the caller's promises.
+    unsafe {
+        let depth = gather::<S>(task, places, rows, stride);
+        for panel in panels {
+            let weights = task.weights.add(panel.start * depth);
+            let operands = (rows.cast_const(), stride, weights, depth);
+            if panel.len() == WIDE * S::LANES {
+                products::<S, ROWS, WIDE>(task, places, operands, panel.start);
+            } else {
+                debug_assert_eq!(panel.len(), S::LANES);
+                products::<S, ROWS, 1>(task, places, operands, panel.start);
             }
         }
-        at += count;
+    }
+}
+
+/// The places of a job's pixels, and all channels of each as operands in a row; gives the slots of a row.
+#[inline(always)]
+unsafe fn gather<S: Simd>(
+    task: &Task<'_>,
+    places: &mut [(usize, usize)],
+    rows: *mut f32,
+    stride: usize,
+) -> usize {
+    let Size { height, width } = task.size;
+    let mut depth = 0;
+    for (r, place) in places.iter_mut().enumerate() {
+        *place = task.pixel(task.pixels.start + r);
+        let (y, x) = *place;
+        depth = 0;
+        for (block, &fill) in task.fill.iter().enumerate() {
+            // SAFETY: the pixel is one of the input's; a row has room for its slots and one block more.
+            unsafe {
+                let pixel = (block * height + y * task.stride) * width + x * task.stride;
+                let from = task.input.add(pixel * BLOCK);
+                let to = rows.add(r * stride + depth);
+                for lane in (0..BLOCK).step_by(S::LANES) {
+                    S::store_operand(to.add(lane / S::PAIR), S::load(from.add(lane)));
+                }
+            }
+            depth += fill.div_ceil(S::PAIR);
+        }
+    }
+    depth
+}
+
+/// Gathered rows by one panel.
+#[inline(always)]
+unsafe fn products<S: Simd, const ROWS: usize, const WIDE: usize>(
+    task: &Task<'_>,
+    places: &[(usize, usize)],
+    (rows, stride, weights, depth): (*const f32, usize, *const f32, usize),
+    lanes: usize,
+) {
+    for at in (0..places.len()).step_by(task.rows(ROWS)) {
+        // Past the last pixel it is repeated, and not stored.
+        let tile: [usize; ROWS] = std::array::from_fn(|r| (at + r).min(places.len() - 1));
+        // SAFETY: rows, weights, channels and pixels are the job's.
+        unsafe {
+            let mut acc = [[S::splat(0.0); WIDE]; ROWS];
+            let from = tile.map(|r| rows.add(r * stride));
+            accumulate::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
+            let count = task.rows(ROWS).min(places.len() - at);
+            task.finish::<S, ROWS, WIDE>(&acc, lanes, &tile.map(|r| places[r]), count);
+        }
     }
 }

@@ -397,6 +397,7 @@ pub(crate) unsafe fn accumulate<S: Simd, const ROWS: usize, const WIDE: usize>(
     depth: usize,
 ) {
     let mut panel = panel;
+    let mut sums = *acc;
     for k in 0..depth {
         // SAFETY: k < depth, within what the caller promises.
         unsafe {
@@ -407,10 +408,11 @@ pub(crate) unsafe fn accumulate<S: Simd, const ROWS: usize, const WIDE: usize>(
             for r in 0..ROWS {
                 let x = S::splat(*a[r].add(k));
                 for w in 0..WIDE {
-                    acc[r][w] = S::dot(x, weights[w], acc[r][w]);
+                    sums[r][w] = S::dot(x, weights[w], sums[r][w]);
                 }
             }
             panel = panel.add(WIDE * S::LANES);
         }
     }
+    *acc = sums;
 }

@@ -6,6 +6,9 @@ THREADS ?= 2
 VENV ?= .venv
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 1800
+# mpi: `make test` tests training by several processes too.
+FEATURES ?=
+WITH = $(if $(FEATURES),--features $(FEATURES))
 
 # The demo: a square around the Mona Lisa's head, as large against her face as the driver's picture against his, and of the
 # result the part where the head turns.
@@ -42,14 +45,14 @@ demo: packages
 
 test: packages
 	@if cargo nextest --version >/dev/null 2>&1; then \
-		set -x; cargo nextest run --locked && cargo test --locked --doc; \
+		set -x; cargo nextest run --locked $(WITH) && cargo test --locked $(WITH) --doc; \
 	else \
-		set -x; cargo test --locked; \
+		set -x; cargo test --locked $(WITH); \
 	fi
 
 test-camera:
 	@scripts/packages.sh camera
-	scripts/test-camera.sh
+	scripts/test-camera.sh $(PROBE)
 
 test-ranks:
 	@scripts/packages.sh mpi

@@ -163,10 +163,11 @@ fn a_rank_that_fails_is_named_by_the_others() {
     ]);
     assert!(!failed.status.success());
     let said = said(&failed);
-    assert!(
-        said.contains("rank 1 (on ") || said.contains("rank 1: "),
-        "{said}"
-    );
+    // Its own word may be lost when mpirun ends it; what counts is that the other knows who and why.
+    let named = said.lines().any(|line| {
+        line.contains("rank 1 failed: ") && line.contains("there is no clip for training")
+    });
+    assert!(named, "{said}");
 }
 
 #[test]

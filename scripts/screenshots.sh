@@ -43,4 +43,4 @@ $mimic train --config-file configs/faces-quick.yaml --data "$work/clips" --outpu
     -o log_config.interval=4
 
 # The window, on a virtual screen.
-MIMIC_RUN=$work/run cargo test --locked --test window -- --ignored --exact screenshots
+MIMIC_PROGRAM=$PWD/$mimic MIMIC_RUN=$work/run cargo test --locked --test window -- --ignored --exact screenshots

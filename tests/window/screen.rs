@@ -70,7 +70,9 @@ impl Screen {
         said.read_line(&mut line).unwrap();
         let display = format!(":{}", line.trim());
         let log = File::create(folder.path().join("log")).unwrap();
-        let window = Command::new(env!("CARGO_BIN_EXE_mimic"))
+        // Pictures for people are made by the program as people have it.
+        let program = std::env::var_os("MIMIC_PROGRAM");
+        let window = Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_mimic").into()))
             .args(arguments)
             .env("DISPLAY", &display)
             .env("MIMIC_CONFIG", &config)

@@ -11,6 +11,7 @@ use image::{RgbaImage, imageops};
 
 use super::config::DataConfig;
 use super::error::Error;
+use super::prepare;
 use super::random::Random;
 use crate::checkpoint;
 use crate::faces;
@@ -150,7 +151,7 @@ pub fn list(folder: &Path) -> Result<Clips, Error> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        if name.starts_with('.') {
+        if name.starts_with('.') || name == prepare::REPORT {
             continue;
         }
         let kind = if path.is_dir() {

@@ -78,6 +78,8 @@ fn every_layout_of_the_reference_is_read() {
     strip.save(train.join("strip.png")).unwrap();
     fs::write(train.join("notes.txt"), "no clip").unwrap();
     picture(&train.join("single.png"), 30, 30, 9);
+    // What `mimic train prepare` leaves beside the clips it makes.
+    fs::write(train.join("prepared.json"), "{}").unwrap();
 
     let config = config(folder.path());
     let found = data::find(&config, Split::Train).unwrap();

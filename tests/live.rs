@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -111,6 +111,30 @@ fn a_panic_of_the_networks_is_said_keeps_the_take_and_another_thread_goes_on() {
     assert!(reader.read().unwrap().is_some());
     let shown = animated(&ready());
     assert_eq!(shown.photo, 1);
+}
+
+#[test]
+fn a_slow_window_always_finds_the_newest_frame() {
+    let made = Arc::new(AtomicUsize::default());
+    let count = Arc::clone(&made);
+    let live = started(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    animated(&live);
+    for tenth in 0..10 {
+        let before = made.load(Ordering::Relaxed);
+        live.frames().put(frame());
+        wait("a frame is made", || {
+            (made.load(Ordering::Relaxed) > before).then_some(())
+        });
+        // The window comes while the networks are at the next one, sooner or later.
+        live.frames().put(frame());
+        wait("the next is begun", || {
+            (!live.frames().is_full()).then_some(())
+        });
+        std::thread::sleep(Duration::from_millis(6 * tenth));
+        assert!(live.take().is_some(), "after {} ms", 6 * tenth);
+    }
 }
 
 #[test]

@@ -104,6 +104,8 @@ struct Stage<'a> {
     current: Option<u64>,
     take: Option<Take>,
     refiner: Option<Refiner>,
+    /// The predictions of a frame that the window had no time for, to be used again.
+    spare: Vec<Prediction>,
     /// Whether this driver's face was found before.
     seen: bool,
     /// It was said that this driver's keypoints are another model's.
@@ -154,6 +156,7 @@ impl<'a> Stage<'a> {
             current: None,
             take: None,
             refiner: None,
+            spare: Vec::new(),
             seen: false,
             refused: false,
             epoch: Instant::now(),
@@ -385,21 +388,22 @@ impl<'a> Stage<'a> {
         if !heard {
             self.at_rest = moved.iter().zip(&faces).all(|(moved, &face)| moved == face);
         }
-        let mut old = shown.take().map(|old| old.predictions).unwrap_or_default();
-        old.resize_with(sources.len(), Prediction::default);
+        // Never what waits to be shown: a slow window would find the slot empty while the next frame is made.
+        let mut predictions = std::mem::take(&mut self.spare);
+        predictions.resize_with(sources.len(), Prediction::default);
         let moves: Vec<_> = sources.iter().zip(&moved).collect();
-        self.engines.generate(&moves, &mut old);
+        self.engines.generate(&moves, &mut predictions);
         if let Some(refiner) = &mut self.refiner
-            && let Err(error) = refiner.step(id, &mut old)
+            && let Err(error) = refiner.step(id, &mut predictions)
         {
             self.refiner = None;
             (self.tell)(Event::EnhanceFailed(error.to_string()));
         }
         stages.generate = milliseconds(start);
         let match_score = self.performer.match_score(&faces);
-        shown.put(Shown {
+        let overtaken = shown.put(Shown {
             photo: id,
-            predictions: old,
+            predictions,
             driver: seen.image,
             crop: seen.crop,
             found: seen.keypoints.is_some(),
@@ -409,6 +413,7 @@ impl<'a> Stage<'a> {
             enhanced_every: self.refiner.as_ref().and_then(Refiner::every),
             stages,
         });
+        self.spare = overtaken.map(|old| old.predictions).unwrap_or_default();
         if heard {
             self.govern(stages.total());
         }

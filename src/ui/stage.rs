@@ -112,7 +112,7 @@ impl Stage {
         self.photo.as_ref().map(|on| on.id)
     }
 
-    /// Takes over the newest predictions, if they are of the photo on stage; gives the old ones back.
+    /// Takes over the newest predictions, if they are of the photo on stage.
     pub(super) fn set_predictions(&mut self, photo: u64, predictions: Vec<Prediction>) {
         let fits = |on: &OnStage| on.id == photo && on.crops.len() == predictions.len();
         if self.photo.as_ref().is_some_and(fits) {

@@ -9,7 +9,6 @@
 //! which lie a whole map apart, into rows, and multiplies them by every panel while they are in its core's
 //! cache.
 
-use std::hint::black_box;
 use std::ops::Range;
 
 use super::blocked::{Buffer, Channels, Size};
@@ -293,7 +292,6 @@ unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) 
             std::array::from_fn(|r| task.pixel((at + r).min(end - 1)));
         // SAFETY: taps are checked against the picture; weights, channels and pixels are the job's.
         unsafe {
-            // Out of the optimiser's sight between the inner loops, which else keep it in memory instead of registers.
             let mut acc = [[S::splat(0.0); WIDE]; ROWS];
             let mut weights = task.weights;
             // Neighbours in one row are a constant step apart, as long as a tap sees all of them.
@@ -318,7 +316,7 @@ unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) 
                         for &depth in task.fill {
                             let from = std::array::from_fn(|r| first.add(r * stride * pixel));
                             let depth = depth.div_ceil(S::PAIR);
-                            accumulate::<S, ROWS, WIDE>(black_box(&mut acc), from, weights, depth);
+                            accumulate::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
                             weights = weights.add(depth * WIDE * S::LANES);
                             first = first.wrapping_add(plane);
                         }
@@ -333,7 +331,7 @@ unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>) 
                     }
                     for &depth in task.fill {
                         let depth = depth.div_ceil(S::PAIR);
-                        accumulate::<S, ROWS, WIDE>(black_box(&mut acc), from, weights, depth);
+                        accumulate::<S, ROWS, WIDE>(&mut acc, from, weights, depth);
                         weights = weights.add(depth * WIDE * S::LANES);
                         for r in 0..ROWS {
                             from[r] = from[r].wrapping_add(step[r]);

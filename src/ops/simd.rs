@@ -5,6 +5,7 @@
 //! Everything a kernel calls must be `#[inline(always)]` too: a call that stays a call would be
 //! compiled without the vector unit and run several times slower.
 
+use std::hint::black_box;
 use std::sync::OnceLock;
 
 /// Channels in one block of the packed layout: a multiple of every unit's lanes.
@@ -396,6 +397,9 @@ pub(crate) unsafe fn accumulate<S: Simd, const ROWS: usize, const WIDE: usize>(
     panel: *const f32,
     depth: usize,
 ) {
+    // Out of the optimiser's sight: worked into the loops around it, this one would keep its sums in memory instead of
+    // registers.
+    let acc = black_box(acc);
     let mut panel = panel;
     let mut sums = *acc;
     for k in 0..depth {

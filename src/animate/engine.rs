@@ -142,11 +142,11 @@ impl Engine {
         match &self.run {
             Run::Packed(engine) => {
                 let workers = engine.workers();
-                let cpu = format!(
-                    "CPU ({}, {} threads)",
-                    workers.isa.name(),
-                    workers.threads()
-                );
+                let isa = workers.isa.name();
+                let cpu = match workers.threads() {
+                    1 => format!("CPU ({isa}, 1 thread)"),
+                    threads => format!("CPU ({isa}, {threads} threads)"),
+                };
                 match &self.why {
                     Some(why) => format!("{cpu}: {why}"),
                     None => cpu,

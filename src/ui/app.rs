@@ -166,7 +166,7 @@ impl App {
                 notices.warn(format!(
                     "{} {} ({why})",
                     words.settings_broken,
-                    aside.display()
+                    words::brief(&aside)
                 ));
                 Settings::default()
             }
@@ -330,7 +330,7 @@ impl App {
             others: self.other_models(),
             device: self.device(),
         };
-        match Live::start(model, move || ctx.request_repaint()) {
+        match Live::start(model, move || super::wake(&ctx)) {
             Ok(live) => self.live = Some(live),
             Err(e) => self.model = ModelState::Failed(e.to_string()),
         }
@@ -398,7 +398,7 @@ impl App {
         let ctx = self.ctx.clone();
         let ask = move || {
             let _ = tell.send(camera::list());
-            ctx.request_repaint();
+            super::wake(&ctx);
         };
         if std::thread::Builder::new()
             .name("cameras".to_owned())

@@ -107,7 +107,7 @@ impl Dialogs {
                 }
             });
             let _ = tell.send(chosen);
-            ctx.request_repaint();
+            super::wake(&ctx);
         };
         let thread = std::thread::Builder::new()
             .name("dialog".to_owned())

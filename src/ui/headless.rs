@@ -127,7 +127,7 @@ impl Headless {
         let ctx = Context::default();
         let (wake, woken) = sync_channel(1);
         ctx.set_request_repaint_callback(move |asked| {
-            if asked.delay.is_zero() {
+            if asked.delay <= super::WAKE {
                 let _ = wake.try_send(());
             }
         });

@@ -9,6 +9,7 @@ use image::RgbaImage;
 use super::app::App;
 use super::logic::{Kind, driver, kind};
 use super::picture::Picture;
+use super::words::brief;
 use crate::pipeline::queue::{Preview, Previewer, Queue, RenderJob, State, free_name};
 use crate::settings::{Blend, Driver, Enhance, Motion, PhotoOrigin};
 
@@ -70,8 +71,8 @@ impl Jobs {
         ctx: &Context,
     ) -> (Self, Option<String>) {
         let (queue, trouble) = Queue::load(folder);
-        let wake = ctx.clone();
-        let previewer = Previewer::start(move || wake.request_repaint()).ok();
+        let ctx = ctx.clone();
+        let previewer = Previewer::start(move || super::wake(&ctx)).ok();
         let jobs = Self {
             chosen: queue.jobs().last().map(|job| job.id),
             queue,
@@ -100,8 +101,8 @@ impl Jobs {
 
     /// Takes over what the threads have made.
     pub(super) fn listen(&mut self, ctx: &Context) {
-        let wake = ctx.clone();
-        self.queue.work(move || wake.request_repaint());
+        let waked = ctx.clone();
+        self.queue.work(move || super::wake(&waked));
         let answers: Vec<Preview> = self.previewer.iter().flat_map(Previewer::answers).collect();
         for answer in answers {
             match answer {
@@ -190,13 +191,13 @@ impl App {
             }
             JobCommand::Open(path) => {
                 if let Err(e) = opener::open(&path) {
-                    self.notices.warn(format!("{}: {e}", path.display()));
+                    self.notices.warn(format!("{}: {e}", brief(&path)));
                 }
             }
             JobCommand::Reveal(path) => {
                 let folder = path.parent().unwrap_or(&path);
                 if let Err(e) = opener::open(folder) {
-                    self.notices.warn(format!("{}: {e}", folder.display()));
+                    self.notices.warn(format!("{}: {e}", brief(folder)));
                 }
             }
             JobCommand::Tune(id, blend, motion, enhance) => self.edit_job(id, |job| {

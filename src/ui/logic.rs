@@ -297,7 +297,7 @@ impl App {
         let Some(live) = &self.live else { return };
         live.tell(live::Command::NewDriver);
         let ctx = self.ctx.clone();
-        match Driver::start(source, live.frames(), move || ctx.request_repaint()) {
+        match Driver::start(source, live.frames(), move || super::wake(&ctx)) {
             Ok(driver) => self.driver = Some(driver),
             Err(e) => self.notices.warn(e.to_string()),
         }
@@ -671,9 +671,7 @@ impl App {
         std::fs::create_dir_all(&folder)?;
         let name = |n: u32| folder.join(format!("{stem}-{n:03}.{ending}"));
         let free = (1..10_000).map(name).find(|path| !path.exists());
-        free.ok_or_else(|| {
-            std::io::Error::other(format!("{} is full of {stem}s", folder.display()))
-        })
+        free.ok_or_else(|| std::io::Error::other(format!("{} is full of {stem}s", brief(&folder))))
     }
 
     fn edit_faces(&mut self, edit: impl FnOnce(&mut Vec<Face>, Rect)) {

@@ -78,6 +78,15 @@ fn graphics() -> WgpuConfiguration {
     }
 }
 
+/// Wants the window to look at what a thread has made. A request without any delay would be answered with two
+/// frames, of which the second shows nothing new.
+fn wake(ctx: &egui::Context) {
+    ctx.request_repaint_after(WAKE);
+}
+
+/// The shortest delay there is.
+const WAKE: Duration = Duration::from_nanos(1);
+
 /// Opens the window and returns when it is closed. When the graphics adapter is lost the program is started anew
 /// in its place, with all that is remembered.
 ///
@@ -104,6 +113,8 @@ pub fn run(mut start: Start) -> Result<(), Error> {
             .with_drag_and_drop(true),
         renderer: eframe::Renderer::Wgpu,
         wgpu_options: graphics(),
+        // Colours are flat, and pictures have their own eight bits.
+        dithering: false,
         ..eframe::NativeOptions::default()
     };
     // eframe wants a boxed error: the typed one comes out by the side.

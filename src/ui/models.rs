@@ -144,7 +144,7 @@ impl App {
         let fetch = move || {
             weights::fetch(&store, &model, &Fetch::default(), &mut |progress| {
                 tell.put(progress.clone());
-                ctx.request_repaint();
+                super::wake(&ctx);
                 match stop.load(Ordering::Relaxed) {
                     true => ControlFlow::Break(()),
                     false => ControlFlow::Continue(()),

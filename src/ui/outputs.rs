@@ -258,7 +258,7 @@ pub(super) fn on_thread<T: Send + 'static>(
     let ctx = ctx.clone();
     let run = move || {
         let _ = tell.send(work());
-        ctx.request_repaint();
+        super::wake(&ctx);
     };
     std::thread::Builder::new()
         .name(name.to_owned())

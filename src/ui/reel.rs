@@ -207,7 +207,7 @@ impl Reel {
                 if tell.send((id, answer)).is_err() {
                     return;
                 }
-                ctx.request_repaint();
+                super::wake(&ctx);
             }
         };
         std::thread::Builder::new()

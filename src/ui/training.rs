@@ -15,6 +15,7 @@ use image::RgbaImage;
 use super::app::App;
 use super::picture::Picture;
 use super::reel::fitted;
+use super::words::brief;
 use crate::media;
 use crate::pipeline::live::panic_text;
 use crate::pipeline::slot::Slot;
@@ -337,7 +338,7 @@ impl Run {
             let end = self.read_file(&mut events);
             self.events = Some(events);
             match end {
-                Err(e) => self.wrong = Some((path.clone(), format!("{}: {e}", path.display()))),
+                Err(e) => self.wrong = Some((path.clone(), format!("{}: {e}", brief(path)))),
                 Ok(()) => self.wrong = self.wrong.take().filter(|(of, _)| of != path),
             }
         }
@@ -384,7 +385,7 @@ impl Run {
     fn tell(&mut self, trouble: Option<Trouble>) {
         self.seen.trouble = trouble;
         self.found.seen.put(self.seen.clone());
-        self.ctx.request_repaint();
+        super::wake(&self.ctx);
     }
 
     fn is_wanted(&self) -> bool {
@@ -413,7 +414,7 @@ fn open(path: &Path, max_side: u32) -> Result<RgbaImage, String> {
     let open = || media::open_photo(path).map_err(|e| e.to_string());
     let opened = std::panic::catch_unwind(open);
     let panicked = |panic: Box<dyn std::any::Any + Send>| {
-        Err(format!("{}: {}", path.display(), panic_text(&*panic)))
+        Err(format!("{}: {}", brief(path), panic_text(&*panic)))
     };
     let picture = opened.unwrap_or_else(panicked)?;
     Ok(fitted(&picture, LARGEST_SIDE.min(max_side)))

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use crate::animate::load::{self, ConfigSource};
 use crate::ops::threads::available_threads;
 use crate::train::compress::{self, Compression, Progress, Teacher};
+use crate::train::distil::as_teacher;
 
 use super::train::{self, Changes};
 use super::{Failure, weights};
@@ -27,13 +28,16 @@ pub(super) struct Args {
     /// A training file whose model is the student; without it the mobile network
     #[arg(short, long, value_name = "YAML")]
     config_file: Option<PathBuf>,
+    /// Make the teacher itself smaller, whatever model the training file has: channels are pruned, and what is left learns once more
+    #[arg(long)]
+    only_prune: bool,
     #[command(flatten)]
     changes: Changes,
 }
 
 #[allow(clippy::print_stdout, reason = "this is the result")]
 pub(super) fn run(args: &Args, stop: &AtomicBool) -> Result<(), Failure> {
-    let config = args.changes.config(args.config_file.as_deref(), RECIPE)?;
+    let mut config = args.changes.config(args.config_file.as_deref(), RECIPE)?;
     let output = config.output.clone();
     let path = weights::find(&args.teacher)?;
     let source = args
@@ -46,6 +50,9 @@ pub(super) fn run(args: &Args, stop: &AtomicBool) -> Result<(), Failure> {
         config: model,
         tensors: checkpoint.tensors,
     };
+    if args.only_prune {
+        config.model = as_teacher(&teacher.config, &config.model);
+    }
     let mut compression = Compression::open(teacher, config, available_threads())?;
     let (rows, done) = compression.run(tell, stop)?;
     print!("{}", compress::markdown(&rows));

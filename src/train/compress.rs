@@ -2,7 +2,8 @@
 //!
 //! Keypoint detector, then generator, then both learn from the teacher, each beside the part of the teacher
 //! that they will replace; then channels are pruned and what is left learns once more. Every stage is a
-//! training of its own in its own folder, with checkpoints and pictures, and every one is measured.
+//! training of its own in its own folder, with checkpoints and pictures, and every one is measured. A student of
+//! the teacher's own shape begins as the teacher, and only learns to do with fewer channels.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -100,6 +101,9 @@ pub struct Row {
 struct Record {
     /// Name and size of the teacher.
     teacher: (String, usize),
+    /// The student's configuration.
+    #[serde(default)]
+    student: String,
     rows: Vec<Row>,
 }
 
@@ -155,6 +159,7 @@ impl Compression {
         let size = parameters(&teacher.tensors);
         let mut record = Record {
             teacher: (teacher.name.clone(), size),
+            student: small.to_json(),
             rows: Vec::new(),
         };
         let path = config.output.join(RECORD);
@@ -162,8 +167,11 @@ impl Compression {
             let text = fs::read_to_string(&path).map_err(|e| Error::read(&path, e))?;
             let before: Record = serde_json::from_str(&text)
                 .map_err(|e| Error::data(&path, format!("it is damaged ({e}): delete it")))?;
-            if before.teacher != record.teacher {
-                let (name, _) = before.teacher;
+            if (&before.teacher, &before.student) != (&record.teacher, &record.student) {
+                let name = match before.teacher == record.teacher {
+                    true => "it to another student",
+                    false => &before.teacher.0,
+                };
                 return complain(format!(
                     "{} holds a compression of {name}: give another folder with --output",
                     config.output.display()
@@ -202,9 +210,18 @@ impl Compression {
 
         let mut before: Option<PathBuf> = None;
         let mut student = self.config.model.clone();
+        let own = student == as_teacher(&self.teacher.config, &student);
+        if own && done {
+            let path = output.join("teacher.safetensors");
+            checkpoint::save_lean(&path, &tensors, &student.to_json(), "teacher", false)?;
+            before = Some(path);
+        }
         for ((stage, folder), steps) in STAGES.into_iter().zip(self.config.recipe.compress.steps) {
             if !done || (stage == Stage::FineTune && self.config.recipe.compress.prune == 0.0) {
                 break;
+            }
+            if own && matches!(stage, Stage::Keypoints | Stage::Generator) {
+                continue;
             }
             let place = output.join(folder);
             if stage == Stage::FineTune

@@ -147,6 +147,51 @@ fn a_compression_ends_with_a_smaller_model_that_animates() {
 }
 
 #[test]
+fn a_model_that_is_only_pruned_begins_as_it_is() {
+    let (folder, teacher) = ground();
+    let output = folder.path().join("small");
+    let more = ["--only-prune", "-o", "mimic.compress.steps=[3,3,0,2]"];
+    let result = compress(folder.path(), &teacher, &more);
+    assert!(result.status.success(), "{}", said(&result));
+    let table = String::from_utf8(result.stdout).unwrap();
+    assert!(
+        table.contains("| student |") && !table.contains("student's"),
+        "{table}"
+    );
+    assert!(!output.join("1-keypoints").exists() && !output.join("2-generator").exists());
+
+    let open = |path: &Path| checkpoint::open(path).unwrap();
+    let (large, small) = (open(&teacher), open(&output.join(MODEL)));
+    let kept = open(&output.join("3-both").join(MODEL));
+    let numbers = |of: &checkpoint::Checkpoint, name: &str| {
+        let tensor = of.tensors[name].to_dtype(candle_core::DType::F32).unwrap();
+        tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    for name in ["kp_detector.kp.weight", "generator.final.weight"] {
+        assert_eq!(numbers(&large, name), numbers(&kept, name), "{name}");
+    }
+    assert_ne!(
+        numbers(&kept, "kp_detector.kp.weight"),
+        numbers(&small, "kp_detector.kp.weight"),
+        "it has learnt after pruning"
+    );
+    let config = |of: &checkpoint::Checkpoint| {
+        ModelConfig::from_json(of.config.as_ref().unwrap(), None).unwrap()
+    };
+    let (large, small) = (config(&large), config(&small));
+    let widths = small.generator.widths.clone().unwrap();
+    assert!(widths[1] < large.generator.width(1), "{widths:?}");
+    assert!(!small.generator.mobile, "whatever model the file has");
+
+    // The folder is this compression's alone.
+    let other = said(&compress(folder.path(), &teacher, &[]));
+    assert!(
+        other.contains("another student") && other.contains("--output"),
+        "{other}"
+    );
+}
+
+#[test]
 fn a_compression_that_was_stopped_goes_on_as_if_it_had_not_been() {
     let (folder, teacher) = ground();
     let run = |output: &str, stop_in: Option<&str>| -> (Vec<Row>, bool) {

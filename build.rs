@@ -7,6 +7,9 @@ use std::{env, fs};
 /// The oldest card that they are made for; a driver makes code for newer ones of the same text.
 const OLDEST: u32 = 75;
 
+/// The same of a file whose instructions older cards have not.
+const NEWER: (&str, u32) = ("tensor_cores", 80);
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
@@ -41,6 +44,10 @@ fn compile(folder: &Path) -> Result<(), String> {
         nvcc.args(["-ptx", "-O3", "-std=c++17", "-o"])
             .arg(ptx)
             .arg(&file);
+        let oldest = match stem.to_str() == Some(NEWER.0) {
+            true => oldest.max(NEWER.1),
+            false => oldest,
+        };
         nvcc.arg(format!("-arch=compute_{oldest}"));
         let said = nvcc.output().map_err(|e| {
             format!("cannot run NVIDIA's compiler {:?} ({e}): set NVCC or CUDA_HOME, or get it by scripts/cuda-toolkit.sh", nvcc.get_program())

@@ -27,6 +27,9 @@ struct Params {
     u32 stride;
     u32 flags;     // see FLAG_*
     float real;    // variance, temperature
+    u32 second;    // channels of a second input
+    u32 features;  // channels of the output
+    u32 parts;     // that a sum is made in
 };
 
 #define FLAG_REFLECT 1u
@@ -35,6 +38,10 @@ struct Params {
 #define FLAG_BIAS 8u
 #define FLAG_LINEAR 16u
 #define FLAG_ONE_MAP 32u
+#define FLAG_DOUBLED 64u   // the input enlarged by two, each pixel four times
+#define FLAG_FOLDED 128u   // the same by four 2x2 kernels over the input itself
+#define FLAG_POOLED 256u   // the mean of every 2x2 pixels of the result
+#define FLAG_WIDE 512u     // the output is f32
 
 __device__ inline float to_float(float v) { return v; }
 __device__ inline float to_float(__half v) { return __half2float(v); }
@@ -44,6 +51,20 @@ template <typename T> __device__ inline T from_float(float v);
 template <> __device__ inline float from_float<float>(float v) { return v; }
 template <> __device__ inline __half from_float<__half>(float v) { return __float2half_rn(v); }
 template <> __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16_rn(v); }
+
+// Eight elements that lie at a multiple of 16 bytes.
+template <typename T> struct alignas(16) Eight {
+    T values[8];
+};
+template <typename T> __device__ inline void load8(const T *from, float (&to)[8]) {
+    Eight<T> all = *(const Eight<T> *)from;
+    for (int n = 0; n < 8; n++) to[n] = to_float(all.values[n]);
+}
+template <typename T> __device__ inline void store8(T *to, const float (&from)[8]) {
+    Eight<T> all;
+    for (int n = 0; n < 8; n++) all.values[n] = from_float<T>(from[n]);
+    *(Eight<T> *)to = all;
+}
 
 // As Rust's `f32::max(0)`: what is no number becomes 0.
 __device__ inline float relu_if(float v, u32 flags) { return (flags & FLAG_RELU) && !(v > 0.0f) ? 0.0f : v; }

@@ -4,15 +4,13 @@
 //! over: nobody who animates needs to know, and [`Engine::notice`] says it.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor};
 
-use super::pictures;
+use super::on_card::{CardSource, OnCard};
 use crate::device::Card;
 use crate::frame::Prediction;
-use crate::model::{KeypointTensors, Keypoints, ModelConfig, Networks, SourceFeatures, packed};
-use crate::ops::fused::{self, Recorder};
+use crate::model::{Keypoints, ModelConfig, packed};
 use crate::ops::threads::Workers;
 
 /// A model that is ready to run.
@@ -39,16 +37,6 @@ pub struct Source(Kept);
 enum Kept {
     Packed(packed::Source),
     Card(Box<CardSource>),
-}
-
-#[derive(Clone, Debug)]
-struct CardSource {
-    keypoints: Keypoints,
-    features: SourceFeatures,
-    /// The photo, in case the card is lost.
-    rgba: Vec<u8>,
-    /// What the CPU makes of it then.
-    packed: OnceLock<packed::Source>,
 }
 
 impl Source {
@@ -92,17 +80,7 @@ impl Engine {
         precision: DType,
         workers: Workers,
     ) -> Result<Self> {
-        let card = card.with_own_stream()?;
-        fused::one_stream(&card.device);
-        let networks = Networks::in_precision(config, tensors, &card.device, precision)?;
-        let mut card = OnCard {
-            recorder: Recorder::default(),
-            networks,
-            card,
-            precision,
-            at_once: usize::MAX,
-            spare: Some((tensors.clone(), workers)),
-        };
+        let mut card = OnCard::new(config, tensors, card, precision, workers)?;
         let side = config.image_size as usize;
         let grey = vec![128u8; side * side * 4];
         let source = card.encode(&grey)?;
@@ -133,7 +111,7 @@ impl Engine {
     pub fn config(&self) -> &ModelConfig {
         match &self.run {
             Run::Packed(engine) => engine.config(),
-            Run::Card(card) => &card.networks.config,
+            Run::Card(card) => card.config(),
         }
     }
 
@@ -283,9 +261,10 @@ impl Engine {
             );
             return;
         }
-        let packed = card.spare.take().map(|(tensors, workers)| {
-            packed::Engine::new(&card.networks.config, &tensors, workers)
-        });
+        let packed = card
+            .spare
+            .take()
+            .map(|(tensors, workers)| packed::Engine::new(card.config(), &tensors, workers));
         match packed {
             Some(Ok(engine)) => {
                 self.run = Run::Packed(Box::new(engine));
@@ -310,129 +289,6 @@ impl Source {
                 packed
             }),
         }
-    }
-}
-
-/// Networks on a card.
-#[derive(Debug)]
-struct OnCard {
-    /// Frames as they were recorded; they read what the networks hold, and go before them.
-    recorder: Recorder,
-    networks: Networks,
-    card: Card,
-    precision: DType,
-    /// How many frames it can make at once, as far as is known.
-    at_once: usize,
-    /// What the CPU's engine is made of when it must take over.
-    spare: Option<(BTreeMap<String, Tensor>, Workers)>,
-}
-
-/// What Metal leaves to be freed at some time is freed after `work`: the threads of the networks have no loop that does it.
-fn pooled<T>(work: impl FnOnce() -> T) -> T {
-    #[cfg(all(feature = "metal", target_os = "macos"))]
-    return objc2::rc::autoreleasepool(|_| work());
-    #[cfg(not(all(feature = "metal", target_os = "macos")))]
-    work()
-}
-
-impl OnCard {
-    fn keypoints(&mut self, pictures: &[&[u8]]) -> Result<Vec<Keypoints>> {
-        pooled(|| {
-            let pixels = self.upload(pictures)?;
-            self.keypoints_on_card(&pixels)
-        })
-    }
-
-    fn keypoints_on_card(&mut self, pixels: &Tensor) -> Result<Vec<Keypoints>> {
-        let detector = &self.networks.keypoint_detector;
-        let found = self.recorder.run("keypoints", &[pixels], |inputs| {
-            Ok(vec![detector.numbers(&pictures::planes(&inputs[0])?)?])
-        })?;
-        let numbers = found.first().map(|bytes| fused::floats(bytes));
-        let numbers = numbers.unwrap_or_default();
-        let count = self.networks.config.num_kp;
-        Ok(Keypoints::from_numbers(
-            &numbers,
-            count,
-            detector.has_jacobians(),
-        ))
-    }
-
-    fn encode(&mut self, rgba: &[u8]) -> Result<CardSource> {
-        pooled(|| {
-            let pixels = self.upload(&[rgba])?;
-            let Some(keypoints) = self.keypoints_on_card(&pixels)?.pop() else {
-                bail!("no keypoints of a picture");
-            };
-            let picture = pictures::planes(&pixels)?;
-            Ok(CardSource {
-                keypoints,
-                features: self.networks.generator.encode_source(&picture)?,
-                rgba: rgba.to_vec(),
-                packed: OnceLock::new(),
-            })
-        })
-    }
-
-    fn generate(
-        &mut self,
-        moves: &[(&CardSource, &Keypoints)],
-        out: &mut [Prediction],
-    ) -> Result<()> {
-        pooled(|| self.generate_now(moves, out))
-    }
-
-    fn generate_now(
-        &mut self,
-        moves: &[(&CardSource, &Keypoints)],
-        out: &mut [Prediction],
-    ) -> Result<()> {
-        let Some((first, _)) = moves.first() else {
-            return Ok(());
-        };
-        // One photo serves the whole batch.
-        let same = moves
-            .iter()
-            .all(|(source, _)| std::ptr::eq(*source, *first));
-        let batch;
-        let features = match same {
-            true => &first.features,
-            false => {
-                let features: Vec<_> = moves.iter().map(|(source, _)| &source.features).collect();
-                batch = SourceFeatures::batch(&features)?;
-                &batch
-            }
-        };
-        // As many of the photo's as of the driver's: those of one would be spread by strides, which are not recorded.
-        let keypoints = |of: fn(&(&CardSource, &Keypoints)) -> Keypoints| {
-            let all: Vec<Keypoints> = moves.iter().map(of).collect();
-            Keypoints::to_tensors(&all, &self.card.device)
-        };
-        let of_sources = keypoints(|(source, _)| source.keypoints.clone())?;
-        let driving = keypoints(|(_, driving)| (*driving).clone())?;
-
-        let mut inputs = vec![&of_sources.value, &driving.value];
-        let jacobians = [&of_sources.jacobian, &driving.jacobian];
-        inputs.extend(jacobians.into_iter().flatten());
-        let numbers = inputs.len();
-        inputs.extend(features.tensors());
-        let generator = &self.networks.generator;
-        let shown = self.recorder.run("frame", &inputs, |inputs| {
-            let (numbers, of_source) = inputs.split_at(numbers);
-            let keypoints = |i: usize| KeypointTensors {
-                value: numbers[i].clone(),
-                jacobian: numbers.get(2 + i).cloned(),
-            };
-            let features = features.with_tensors(of_source)?;
-            let moved = generator.animate(&features, &keypoints(0), &keypoints(1))?;
-            pictures::shown(&moved)
-        })?;
-        pictures::fill(&shown, self.networks.config.image_size as usize, out)
-    }
-
-    fn upload(&self, pictures: &[&[u8]]) -> Result<Tensor> {
-        let side = self.networks.config.image_size as usize;
-        pictures::upload(pictures, side, &self.card.device)
     }
 }
 

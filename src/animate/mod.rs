@@ -4,6 +4,7 @@ mod animator;
 mod engine;
 pub mod load;
 pub mod motion;
+mod on_card;
 mod performer;
 pub mod pictures;
 mod smooth;

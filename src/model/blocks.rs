@@ -145,6 +145,30 @@ impl Conv {
         }
     }
 
+    /// (c_out, c_in, k, k), batch norm folded where it is for inference.
+    pub(super) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// (c_out).
+    pub(super) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    pub(super) fn padding(&self) -> usize {
+        self.padding
+    }
+
+    /// Features that go in, those of a depthwise convolution too.
+    pub(super) fn inputs(&self) -> usize {
+        self.weight.dims()[1] * self.groups
+    }
+
+    /// Features that come out.
+    pub(super) fn outputs(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
     /// Whether it is for inference.
     fn is_fixed(&self) -> bool {
         self.norm.is_none() && !self.weight.track_op()
@@ -186,7 +210,7 @@ impl Conv {
 
 /// Convolution, batch norm, relu (`SameBlock2d`): keeps the picture's size.
 #[derive(Clone, Debug)]
-pub struct SameBlock(Conv);
+pub struct SameBlock(pub(super) Conv);
 
 impl SameBlock {
     /// Reads `conv` and `norm`; `bias` says whether the convolution has one.
@@ -216,12 +240,22 @@ impl SameBlock {
 
 /// Convolution, batch norm, relu, then the mean of every 2x2 pixels (`DownBlock2d`).
 #[derive(Clone, Debug)]
-pub struct DownBlock(Vec<Conv>);
+pub struct DownBlock(pub(super) Vec<Conv>);
 
 impl DownBlock {
     /// Reads `conv` and `norm`, for the depthwise form `conv1` and `norm1` too.
     pub fn new(c_in: usize, c_out: usize, mobile: bool, vb: VarBuilder) -> Result<Self> {
         Ok(Self(scaling_convs(c_in, c_out, mobile, &vb)?))
+    }
+
+    /// Features that go in.
+    pub(super) fn inputs(&self) -> usize {
+        self.0.first().map_or(0, Conv::inputs)
+    }
+
+    /// Features that come out.
+    pub(super) fn outputs(&self) -> usize {
+        self.0.last().map_or(0, Conv::outputs)
     }
 
     /// (b, c_in, h, w) to (b, c_out, h/2, w/2).
@@ -232,7 +266,7 @@ impl DownBlock {
 
 /// Nearest x2, then convolution, batch norm, relu (`UpBlock2d`).
 #[derive(Clone, Debug)]
-pub struct UpBlock(Vec<Conv>);
+pub struct UpBlock(pub(super) Vec<Conv>);
 
 impl UpBlock {
     /// Reads `conv` and `norm`, for the depthwise form `conv1` and `norm1` too.
@@ -245,6 +279,16 @@ impl UpBlock {
             conv.folded = Some(fused::fold(&conv.weight)?);
         }
         Ok(Self(convs))
+    }
+
+    /// Features that go in.
+    pub(super) fn inputs(&self) -> usize {
+        self.0.first().map_or(0, Conv::inputs)
+    }
+
+    /// Features that come out.
+    pub(super) fn outputs(&self) -> usize {
+        self.0.last().map_or(0, Conv::outputs)
     }
 
     /// (b, c_in, h, w) to (b, c_out, 2h, 2w).
@@ -260,9 +304,9 @@ impl UpBlock {
 /// form widens, filters and narrows (`MobileResBlock2d`).
 #[derive(Clone, Debug)]
 pub struct ResBlock {
-    norm: Norm,
+    pub(super) norm: Norm,
     /// Each with whether a relu follows.
-    convs: Vec<(Conv, bool)>,
+    pub(super) convs: Vec<(Conv, bool)>,
 }
 
 impl ResBlock {
@@ -309,8 +353,8 @@ impl ResBlock {
 /// The last layers of a network: one 7x7 convolution, or three of 3x3 in the mobile form.
 #[derive(Clone, Debug)]
 pub struct Head {
-    convs: Vec<Conv>,
-    relu_between: bool,
+    pub(super) convs: Vec<Conv>,
+    pub(super) relu_between: bool,
 }
 
 impl Head {
@@ -417,7 +461,7 @@ fn exact(vb: &VarBuilder, shape: impl Into<Shape>, name: &str) -> Result<Tensor>
 
 /// A batch norm, by what it was given.
 #[derive(Clone, Debug)]
-enum Norm {
+pub(super) enum Norm {
     /// Plain tensors: a scale and a shift (c).
     Fixed { scale: Tensor, shift: Tensor },
     /// Variables.
@@ -442,6 +486,14 @@ impl Norm {
         Ok(Self::Fixed { scale, shift })
     }
 
+    /// Scale and shift, where it does not learn.
+    pub(super) fn fixed(&self) -> Option<(&Tensor, &Tensor)> {
+        match self {
+            Self::Fixed { scale, shift } => Some((scale, shift)),
+            Self::Learning(_) => None,
+        }
+    }
+
     fn forward_relu(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Learning(norm) => norm.forward(x, true),
@@ -458,7 +510,7 @@ impl Norm {
 
 /// A batch norm in training.
 #[derive(Clone, Debug)]
-struct BatchNorm {
+pub(super) struct BatchNorm {
     weight: Tensor,
     bias: Tensor,
     running_mean: Var,

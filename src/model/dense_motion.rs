@@ -20,11 +20,11 @@ use crate::ops::resample::AntiAlias;
 /// `DenseMotionNetwork` of the reference.
 #[derive(Clone, Debug)]
 pub struct DenseMotion {
-    down: AntiAlias,
-    hourglass: Hourglass,
-    mask: Head,
-    occlusion: Option<Head>,
-    kp_variance: f64,
+    pub(super) down: AntiAlias,
+    pub(super) hourglass: Hourglass,
+    pub(super) mask: Head,
+    pub(super) occlusion: Option<Head>,
+    pub(super) kp_variance: f64,
     /// What the hourglass computes in; places and the mask's shares have the keypoints' type.
     dtype: DType,
 }

@@ -18,12 +18,12 @@ use crate::ops::{fused, resample};
 /// `OcclusionAwareGenerator` of the reference, with its dense motion network.
 #[derive(Clone, Debug)]
 pub struct Generator {
-    dense_motion: DenseMotion,
-    first: Vec<SameBlock>,
-    down_blocks: Vec<DownBlock>,
-    bottleneck: Vec<ResBlock>,
-    up_blocks: Vec<UpBlock>,
-    last: Head,
+    pub(super) dense_motion: DenseMotion,
+    pub(super) first: Vec<SameBlock>,
+    pub(super) down_blocks: Vec<DownBlock>,
+    pub(super) bottleneck: Vec<ResBlock>,
+    pub(super) up_blocks: Vec<UpBlock>,
+    pub(super) last: Head,
     border: Border,
     opens_border: bool,
     /// What the blocks compute in; places, occlusion and the result are f32 at least.
@@ -45,11 +45,11 @@ pub struct SourceFeatures {
 
 /// What is made of a picture's border, (h, w) its size in features.
 #[derive(Clone, Debug, Default)]
-struct Rim {
+pub(super) struct Rim {
     /// Where places do not move (1, h, w, 2), and how much of a motion is left inside (h, w, 1).
-    still: Option<(Tensor, Tensor)>,
+    pub(super) still: Option<(Tensor, Tensor)>,
     /// What of an occlusion map counts (h, w), and what is added to it.
-    open: Option<(Tensor, Tensor)>,
+    pub(super) open: Option<(Tensor, Tensor)>,
 }
 
 impl SourceFeatures {
@@ -287,7 +287,7 @@ impl Generator {
         grid_sample(input, &deformation, Padding::Zeros, true)
     }
 
-    fn rim(&self, h: usize, w: usize, dtype: DType, device: &Device) -> Result<Rim> {
+    pub(super) fn rim(&self, h: usize, w: usize, dtype: DType, device: &Device) -> Result<Rim> {
         let mut rim = Rim::default();
         if self.border != Border::None {
             let identity = coordinate_grid(h, w, dtype, device)?.unsqueeze(0)?;

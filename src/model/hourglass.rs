@@ -9,8 +9,8 @@ use super::blocks::{DownBlock, UpBlock};
 /// Encoder and decoder with skip connections.
 #[derive(Clone, Debug)]
 pub struct Hourglass {
-    down_blocks: Vec<DownBlock>,
-    up_blocks: Vec<UpBlock>,
+    pub(super) down_blocks: Vec<DownBlock>,
+    pub(super) up_blocks: Vec<UpBlock>,
 }
 
 impl Hourglass {

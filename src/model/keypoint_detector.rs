@@ -38,12 +38,12 @@ impl KeypointTensors {
 /// `KPDetector` of the reference.
 #[derive(Clone, Debug)]
 pub struct KeypointDetector {
-    down: AntiAlias,
-    predictor: Hourglass,
-    kp: Head,
-    jacobian: Option<Head>,
-    temperature: f64,
-    num_kp: usize,
+    pub(super) down: AntiAlias,
+    pub(super) predictor: Hourglass,
+    pub(super) kp: Head,
+    pub(super) jacobian: Option<Head>,
+    pub(super) temperature: f64,
+    pub(super) num_kp: usize,
 }
 
 impl KeypointDetector {

@@ -1,6 +1,6 @@
 //! Keypoints as plain numbers, for everything that is not a network.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
 
 use super::KeypointTensors;
 
@@ -37,6 +37,30 @@ impl Keypoints {
                 jacobian: jacobians.then(|| of_picture.iter().map(jacobian).collect()),
             })
             .collect()
+    }
+
+    /// As [`fused::pairs`](crate::ops::fused::pairs): (b, K, 12), f32, of each pair of a photo's keypoints and a driver's, of as many
+    /// keypoints; zeros where there are no jacobians.
+    pub fn pairs<'a>(
+        moves: impl Iterator<Item = (&'a Self, &'a Self)>,
+        device: &Device,
+    ) -> Result<Tensor> {
+        let (mut numbers, mut batch, mut count) = (Vec::<f32>::new(), 0, 0);
+        for (source, driving) in moves {
+            count = driving.value.len();
+            for i in 0..count {
+                for kp in [source, driving] {
+                    let (Some(value), jacobian) = (kp.value.get(i), kp.jacobian.as_ref()) else {
+                        bail!("keypoints of two models");
+                    };
+                    let jacobian = jacobian.and_then(|all| all.get(i)).copied();
+                    numbers.extend(value);
+                    numbers.extend(jacobian.unwrap_or_default().as_flattened());
+                }
+            }
+            batch += 1;
+        }
+        Tensor::from_vec(numbers, (batch, count, 12), device)
     }
 
     /// A batch for the generator; all have the same number of keypoints, and either all or none

@@ -18,6 +18,7 @@ pub mod gpen;
 pub mod hourglass;
 pub mod keypoint_detector;
 mod keypoints;
+pub mod mapped;
 mod modulated;
 pub mod packed;
 pub mod perceptual;

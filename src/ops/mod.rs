@@ -28,6 +28,7 @@ pub mod fused;
 #[cfg(test)]
 pub(crate) mod gradient;
 pub mod grid_sample;
+pub mod maps;
 pub mod matrix;
 pub mod max_pool;
 #[cfg(test)]

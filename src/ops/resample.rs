@@ -149,6 +149,16 @@ impl AntiAlias {
         Self::new(factor, 4 * factor.saturating_sub(1) + 1, sigma, device)
     }
 
+    /// The gaussian (k, k), f32.
+    pub(crate) fn kernel(&self) -> Result<Tensor> {
+        self.kernel.squeeze(0)?.squeeze(0)
+    }
+
+    /// By how much pictures are reduced.
+    pub(crate) fn factor(&self) -> usize {
+        self.factor
+    }
+
     /// (b, c, h, w) to (b, c, ceil(h / factor), ceil(w / factor)).
     ///
     /// One strided convolution over channels taken as pictures: only the pixels that are kept are

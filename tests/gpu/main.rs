@@ -9,6 +9,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod engine;
+mod maps;
 mod networks;
 mod ops;
 

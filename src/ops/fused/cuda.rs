@@ -5,11 +5,10 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop, ValidAsZeroBits,
 };
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Shape, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, bail};
 use half::{bf16, f16};
 
-use super::motion::KEYPOINT_THREADS;
-use super::{Launch, Params};
+use super::{Argument, Block, Launch, MOST_ARGUMENTS, MOST_TOGETHER, Params};
 
 /// Threads of a block, where each works for itself.
 const THREADS: u32 = 256;
@@ -25,9 +24,11 @@ const PTX: &[(&str, &str)] = ptx!(
     "convolution",
     "grid_sample",
     "keypoints",
+    "maps",
     "motion",
     "pack",
-    "resample"
+    "resample",
+    "tensor_cores"
 );
 
 // SAFETY: a repr(C) struct of 32-bit numbers without padding, as the kernels declare it.
@@ -46,27 +47,23 @@ pub(super) fn one_stream(device: &Device) {
 ///
 /// # Errors
 /// When the driver refuses the code, memory is short, or an argument's type is none that kernels take.
-pub(super) fn launch(
-    launch: &Launch,
-    args: &[(&CudaStorage, &Layout)],
-) -> Result<(CudaStorage, Shape)> {
-    let Some((first, _)) = args.first() else {
+pub(super) fn launch(launch: &Launch, args: &[Argument<'_, CudaStorage>]) -> Result<CudaStorage> {
+    let Some(Some((first, _))) = args.first() else {
         bail!("{}: no arguments", launch.kernel);
     };
     let device = first.device().clone();
-    let storage = match launch.to {
-        DType::F32 => run::<f32>(launch, args, device)?,
-        DType::F16 => run::<f16>(launch, args, device)?,
-        DType::BF16 => run::<bf16>(launch, args, device)?,
-        DType::U8 => run::<u8>(launch, args, device)?,
+    match launch.to {
+        DType::F32 => run::<f32>(launch, args, device),
+        DType::F16 => run::<f16>(launch, args, device),
+        DType::BF16 => run::<bf16>(launch, args, device),
+        DType::U8 => run::<u8>(launch, args, device),
         other => bail!("{}: no output of {other:?}", launch.kernel),
-    };
-    Ok((storage, launch.shape.clone()))
+    }
 }
 
 fn run<T: CudaDType + DeviceRepr + ValidAsZeroBits>(
     launch: &Launch,
-    args: &[(&CudaStorage, &Layout)],
+    args: &[Argument<'_, CudaStorage>],
     device: CudaDevice,
 ) -> Result<CudaStorage> {
     let (file, name) = launch.names()?;
@@ -84,10 +81,10 @@ fn run<T: CudaDType + DeviceRepr + ValidAsZeroBits>(
     if launch.params.threads == 0 {
         return Ok(CudaStorage::wrap_cuda_slice(out, device));
     }
-    let (grid, block) = if launch.together {
-        (launch.params.threads, KEYPOINT_THREADS)
-    } else {
-        (launch.params.threads.div_ceil(THREADS), THREADS)
+    let (grid, block) = match launch.block {
+        Block::Alone => (launch.params.threads.div_ceil(THREADS), THREADS),
+        Block::Together => (launch.params.threads, MOST_TOGETHER),
+        Block::Of(threads) => (launch.params.threads, threads),
     };
     let config = LaunchConfig {
         grid_dim: (grid, 1, 1),
@@ -95,10 +92,13 @@ fn run<T: CudaDType + DeviceRepr + ValidAsZeroBits>(
         shared_mem_bytes: 0,
     };
     // Null for arguments that the kernel has not.
-    let mut pointers = [0u64; 3];
+    let mut pointers = [0u64; MOST_ARGUMENTS];
     let stream = device.cuda_stream();
     let mut reads = Vec::with_capacity(args.len());
-    for (pointer, &(storage, layout)) in pointers.iter_mut().zip(args) {
+    for (pointer, arg) in pointers.iter_mut().zip(args) {
+        let Some((storage, layout)) = *arg else {
+            continue;
+        };
         let Some((start, _)) = layout.contiguous_offsets() else {
             bail!("{}: an op's arguments must be contiguous", launch.kernel);
         };
@@ -117,11 +117,15 @@ fn run<T: CudaDType + DeviceRepr + ValidAsZeroBits>(
     }
     let mut builder = kernel.builder();
     builder.arg(&mut out);
-    for pointer in &pointers {
+    let (first, more) = pointers.split_at(3);
+    for pointer in first {
         builder.arg(pointer);
     }
     builder.arg(&launch.params);
-    // SAFETY: the kernel takes these five arguments; what it reads and writes is what the op that made `launch` has
+    for pointer in more {
+        builder.arg(pointer);
+    }
+    // SAFETY: the kernel takes these arguments, or of the last as many as it names; what it reads and writes is what the op that made `launch` has
     // checked the shapes of, and the same kernel is run on the host over the same buffers by this module's tests.
     unsafe { builder.launch(config) }.w()?;
     drop(reads);

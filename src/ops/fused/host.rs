@@ -5,12 +5,12 @@ use std::cell::Cell;
 use std::ffi::{CString, c_void};
 use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use candle_core::{CpuStorage, DType, Layout, Result, Shape};
+use candle_core::{CpuStorage, DType, Result};
 use half::{bf16, f16};
 
-use super::{Launch, Params};
+use super::{Argument, Block, Launch, MOST_ARGUMENTS, Params};
 use crate::ops::unfold::part;
 
 /// Threads of a block of each kind.
@@ -28,24 +28,33 @@ pub(crate) fn with_kernels<T>(threads: u32, work: impl FnOnce() -> T) -> T {
     made
 }
 
-pub(super) fn active() -> bool {
+pub(crate) fn active() -> bool {
     TOGETHER.get() > 0
 }
 
-type Kernel =
-    unsafe extern "C" fn(*mut c_void, *const c_void, *const c_void, *const c_void, Params);
+/// With all arguments that a kernel may have; by the C ABI one may have fewer.
+type Kernel = unsafe extern "C" fn(
+    *mut c_void,
+    *const c_void,
+    *const c_void,
+    *const c_void,
+    Params,
+    *const c_void,
+    *const c_void,
+    *const c_void,
+);
 
 /// As the card's: see `super::cuda::launch`.
-pub(super) fn launch(
-    launch: &Launch,
-    args: &[(&CpuStorage, &Layout)],
-) -> Result<(CpuStorage, Shape)> {
+pub(super) fn launch(launch: &Launch, args: &[Argument<'_, CpuStorage>]) -> Result<CpuStorage> {
     let library = library();
     let kernel = symbol(library, &launch.names()?.1);
     // SAFETY: every kernel of shaders/cuda has this signature.
     let kernel: Kernel = unsafe { std::mem::transmute(kernel) };
-    let mut pointers = [std::ptr::null::<c_void>(); 3];
-    for (pointer, &(storage, layout)) in pointers.iter_mut().zip(args) {
+    let mut pointers = [std::ptr::null::<c_void>(); MOST_ARGUMENTS];
+    for (pointer, arg) in pointers.iter_mut().zip(args) {
+        let Some((storage, layout)) = *arg else {
+            continue;
+        };
         *pointer = match storage {
             CpuStorage::F32(values) => part(values, layout)?.as_ptr().cast(),
             CpuStorage::F16(values) => part(values, layout)?.as_ptr().cast(),
@@ -58,7 +67,7 @@ pub(super) fn launch(
     let elements = launch.shape.elem_count();
     // What a kernel forgets to write is seen.
     let rubbish = |zero: f32| if launch.zeroed { 0.0 } else { zero };
-    let storage = match launch.to {
+    Ok(match launch.to {
         DType::F32 => {
             let mut out = vec![rubbish(f32::NAN); elements];
             run(out.as_mut_ptr().cast());
@@ -81,8 +90,7 @@ pub(super) fn launch(
             CpuStorage::U8(bytemuck::cast_slice(&out).to_vec())
         }
         other => panic!("{}: an output of {other:?}", launch.kernel),
-    };
-    Ok((storage, launch.shape.clone()))
+    })
 }
 
 fn run(
@@ -90,7 +98,7 @@ fn run(
     library: usize,
     launch: &Launch,
     out: *mut c_void,
-    inputs: [*const c_void; 3],
+    inputs: [*const c_void; MOST_ARGUMENTS],
 ) {
     // SAFETY: tests/cuda/host.h declares them so.
     let (place, block): (
@@ -106,19 +114,25 @@ fn run(
         )
     };
     let params = launch.params;
-    let [a, b, c] = inputs;
-    if !launch.together {
+    let [a, b, c, d, e, f] = inputs;
+    if launch.block == Block::Alone {
         for i in 0..params.threads.div_ceil(THREADS) * THREADS {
             // SAFETY: the buffers are those that the op has checked the sizes of; one thread is at work.
             unsafe {
                 place(i / THREADS, i % THREADS, THREADS);
-                kernel(out, a, b, c, params);
+                kernel(out, a, b, c, params, d, e, f);
             }
         }
         return;
     }
-    let threads = TOGETHER.get();
-    let [out, a, b, c] = [out as usize, a as usize, b as usize, c as usize];
+    let threads = match launch.block {
+        Block::Of(threads) => threads,
+        _ => TOGETHER.get(),
+    };
+    let (out, inputs) = (out as usize, inputs.map(|input| input as usize));
+    // What a block shares, memory and barrier, is there once for all tests.
+    static ONE_BLOCK: Mutex<()> = Mutex::new(());
+    let _here = ONE_BLOCK.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: as above; the threads of a block write different things between its barriers.
     unsafe { block(threads) };
     for number in 0..params.threads {
@@ -127,13 +141,8 @@ fn run(
                 // SAFETY: as above.
                 scope.spawn(move || unsafe {
                     place(number, thread, threads);
-                    kernel(
-                        out as *mut c_void,
-                        a as *const c_void,
-                        b as *const c_void,
-                        c as *const c_void,
-                        params,
-                    );
+                    let [a, b, c, d, e, f] = inputs.map(|input| input as *const c_void);
+                    kernel(out as *mut c_void, a, b, c, params, d, e, f);
                 });
             }
         });

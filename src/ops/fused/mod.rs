@@ -25,14 +25,14 @@ mod tests;
 use std::borrow::Cow;
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape,
-    Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, Tensor, bail,
 };
 use half::{bf16, f16};
 
 use super::unfold::part;
 
 pub use convolution::{conv2d, fold, scale_shift_relu, up_conv2d};
+pub(crate) use motion::{Motion, PAIR, places};
 pub use motion::{deformation, kept_still, keypoints, opened, pairs, sparse_motion, veiled};
 pub use pictures::{mean_2x2, nearest_x2, pack, reduce, unpack};
 pub use recorder::{Recorder, floats};
@@ -56,7 +56,7 @@ pub fn one_stream(device: &Device) {
 }
 
 /// What a kernel is told beside its tensors; mirrored by `Params` in `shaders/cuda/common.cuh`.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub(crate) struct Params {
     pub(crate) threads: u32,
@@ -72,6 +72,9 @@ pub(crate) struct Params {
     pub(crate) stride: u32,
     pub(crate) flags: u32,
     pub(crate) real: f32,
+    pub(crate) second: u32,
+    pub(crate) features: u32,
+    pub(crate) parts: u32,
 }
 
 /// Bits of [`Params::flags`].
@@ -82,6 +85,10 @@ pub(crate) mod flags {
     pub(crate) const BIAS: u32 = 8;
     pub(crate) const LINEAR: u32 = 16;
     pub(crate) const ONE_MAP: u32 = 32;
+    pub(crate) const DOUBLED: u32 = 64;
+    pub(crate) const FOLDED: u32 = 128;
+    pub(crate) const POOLED: u32 = 256;
+    pub(crate) const WIDE: u32 = 512;
 }
 
 impl Params {
@@ -104,12 +111,12 @@ impl Params {
     }
 
     /// Height and width of the input, in pixels.
-    fn plane(&self) -> usize {
+    pub(crate) fn plane(&self) -> usize {
         self.h as usize * self.w as usize
     }
 
     /// Of the output.
-    fn plane_out(&self) -> usize {
+    pub(crate) fn plane_out(&self) -> usize {
         self.ho as usize * self.wo as usize
     }
 }
@@ -128,9 +135,23 @@ pub(crate) struct Launch {
     pub(crate) to: DType,
     /// Whether the output must hold zeros before.
     pub(crate) zeroed: bool,
-    /// Whether the threads of a block work on one thing together; `threads` counts blocks then.
-    pub(crate) together: bool,
+    pub(crate) block: Block,
 }
+
+/// How a kernel's threads are grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Block {
+    /// Each works for itself.
+    Alone,
+    /// Those of a block work on one thing together, however many they are, up to [`MOST_TOGETHER`]; `threads` counts blocks.
+    Together,
+    /// So many of them; `threads` counts blocks.
+    Of(u32),
+}
+
+/// Threads of a block that work together at most; as in `shaders/cuda`.
+#[cfg(feature = "cuda")]
+pub(crate) const MOST_TOGETHER: u32 = 256;
 
 impl Launch {
     /// A thread for each of `threads` things.
@@ -155,7 +176,7 @@ impl Launch {
             shape: shape.into(),
             to: dtype,
             zeroed: false,
-            together: false,
+            block: Block::Alone,
         })
     }
 
@@ -176,7 +197,7 @@ impl Launch {
     }
 }
 
-/// What an op computes, on the CPU: from its arguments to the output, all widened to f32.
+/// What an op computes, on the CPU: from its arguments to the output, all widened to f32; one that is left out is empty.
 pub(crate) type Plain = fn(&Params, &[Cow<'_, [f32]>]) -> Vec<f32>;
 
 /// A kernel, and what it computes.
@@ -186,22 +207,38 @@ pub(crate) struct Fused {
     pub(crate) plain: Plain,
 }
 
+/// What a kernel reads at most.
+pub(crate) const MOST_ARGUMENTS: usize = 6;
+
+/// Storage of an argument that is there.
+pub(crate) type Argument<'a, S> = Option<(&'a S, &'a Layout)>;
+
 impl Fused {
-    /// Runs it on one to three tensors of one device.
+    /// Runs it on tensors of one device.
     pub(crate) fn run(&self, args: &[&Tensor]) -> Result<Tensor> {
-        let args = args
-            .iter()
-            .map(|arg| arg.contiguous())
-            .collect::<Result<Vec<_>>>()?;
-        match &args[..] {
-            [a] => a.apply_op1_no_bwd(self),
-            [a, b] => a.apply_op2_no_bwd(b, self),
-            [a, b, c] => a.apply_op3_no_bwd(b, c, self),
-            _ => bail!("{}: {} arguments", self.launch.kernel, args.len()),
-        }
+        let args: Vec<_> = args.iter().map(|&arg| Some(arg)).collect();
+        self.run_with(&args)
     }
 
-    fn on_cpu(&self, args: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
+    /// The same, where some may be left out, but not the first.
+    pub(crate) fn run_with(&self, args: &[Option<&Tensor>]) -> Result<Tensor> {
+        let [Some(first), rest @ ..] = args else {
+            bail!("{}: no arguments", self.launch.kernel);
+        };
+        if args.len() > MOST_ARGUMENTS {
+            bail!("{}: {} arguments", self.launch.kernel, args.len());
+        }
+        let rest = rest
+            .iter()
+            .map(|arg| arg.map(Tensor::contiguous).transpose());
+        let bound = Bound {
+            op: self,
+            rest: rest.collect::<Result<_>>()?,
+        };
+        first.contiguous()?.apply_op1_no_bwd(&bound)
+    }
+
+    fn on_cpu(&self, args: &[Argument<'_, CpuStorage>]) -> Result<CpuStorage> {
         #[cfg(test)]
         #[cfg(unix)]
         if host::active() {
@@ -209,26 +246,31 @@ impl Fused {
         }
         let args = args
             .iter()
-            .map(|&(storage, layout)| widened(storage, layout))
+            .map(|arg| match *arg {
+                Some((storage, layout)) => widened(storage, layout),
+                None => Ok(Cow::Borrowed(&[][..])),
+            })
             .collect::<Result<Vec<_>>>()?;
         let values = (self.plain)(&self.launch.params, &args);
-        let storage = match self.launch.to {
+        if values.len() != self.launch.shape.elem_count() {
+            bail!("{} is not for the CPU", self.launch.kernel);
+        }
+        Ok(match self.launch.to {
             DType::F32 => CpuStorage::F32(values),
             DType::F16 => CpuStorage::F16(values.into_iter().map(f16::from_f32).collect()),
             DType::BF16 => CpuStorage::BF16(values.into_iter().map(bf16::from_f32).collect()),
             DType::U8 => CpuStorage::U8(values.into_iter().map(|v| v as u8).collect()),
             other => bail!("{}: no output of {other:?}", self.launch.kernel),
-        };
-        Ok((storage, self.launch.shape.clone()))
+        })
     }
 
     #[cfg(feature = "cuda")]
-    fn on_cuda(&self, args: &[(&CudaStorage, &Layout)]) -> Result<(CudaStorage, Shape)> {
+    fn on_cuda(&self, args: &[Argument<'_, CudaStorage>]) -> Result<CudaStorage> {
         cuda::launch(&self.launch, args)
     }
 
     #[cfg(not(feature = "cuda"))]
-    fn on_cuda(&self, _args: &[(&CudaStorage, &Layout)]) -> Result<(CudaStorage, Shape)> {
+    fn on_cuda(&self, _args: &[Argument<'_, CudaStorage>]) -> Result<CudaStorage> {
         Err(candle_core::Error::NotCompiledWithCudaSupport)
     }
 }
@@ -239,76 +281,55 @@ pub(crate) fn launch(
     launch: &Launch,
     args: &[(&CudaStorage, &Layout)],
 ) -> Result<(CudaStorage, Shape)> {
-    cuda::launch(launch, args)
+    let args: Vec<_> = args.iter().map(|&arg| Some(arg)).collect();
+    Ok((cuda::launch(launch, &args)?, launch.shape.clone()))
 }
 
-impl CustomOp1 for Fused {
-    fn name(&self) -> &'static str {
-        self.launch.kernel
-    }
-
-    fn cpu_fwd(&self, a: &CpuStorage, la: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.on_cpu(&[(a, la)])
-    }
-
-    fn cuda_fwd(&self, a: &CudaStorage, la: &Layout) -> Result<(CudaStorage, Shape)> {
-        self.on_cuda(&[(a, la)])
-    }
+/// An op with all its arguments but the first, which candle hands over.
+struct Bound<'a> {
+    op: &'a Fused,
+    rest: Vec<Option<Tensor>>,
 }
 
-impl CustomOp2 for Fused {
+impl CustomOp1 for Bound<'_> {
     fn name(&self) -> &'static str {
-        self.launch.kernel
+        self.op.launch.kernel
     }
 
-    fn cpu_fwd(
-        &self,
-        a: &CpuStorage,
-        la: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.on_cpu(&[(a, la), (b, lb)])
+    fn cpu_fwd(&self, first: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let rest = self.rest.iter();
+        let rest: Vec<_> = rest
+            .map(|arg| arg.as_ref().map(Tensor::storage_and_layout))
+            .collect();
+        let mut args = vec![Some((first, layout))];
+        for held in &rest {
+            args.push(match held {
+                Some((storage, layout)) => match &**storage {
+                    Storage::Cpu(storage) => Some((storage, *layout)),
+                    _ => bail!("{}: arguments of two devices", self.name()),
+                },
+                None => None,
+            });
+        }
+        Ok((self.op.on_cpu(&args)?, self.op.launch.shape.clone()))
     }
 
-    fn cuda_fwd(
-        &self,
-        a: &CudaStorage,
-        la: &Layout,
-        b: &CudaStorage,
-        lb: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.on_cuda(&[(a, la), (b, lb)])
-    }
-}
-
-impl CustomOp3 for Fused {
-    fn name(&self) -> &'static str {
-        self.launch.kernel
-    }
-
-    fn cpu_fwd(
-        &self,
-        a: &CpuStorage,
-        la: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-        c: &CpuStorage,
-        lc: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.on_cpu(&[(a, la), (b, lb), (c, lc)])
-    }
-
-    fn cuda_fwd(
-        &self,
-        a: &CudaStorage,
-        la: &Layout,
-        b: &CudaStorage,
-        lb: &Layout,
-        c: &CudaStorage,
-        lc: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.on_cuda(&[(a, la), (b, lb), (c, lc)])
+    fn cuda_fwd(&self, first: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let rest = self.rest.iter();
+        let rest: Vec<_> = rest
+            .map(|arg| arg.as_ref().map(Tensor::storage_and_layout))
+            .collect();
+        let mut args = vec![Some((first, layout))];
+        for held in &rest {
+            args.push(match held {
+                Some((storage, layout)) => match &**storage {
+                    Storage::Cuda(storage) => Some((storage, *layout)),
+                    _ => bail!("{}: arguments of two devices", self.name()),
+                },
+                None => None,
+            });
+        }
+        Ok((self.op.on_cuda(&args)?, self.op.launch.shape.clone()))
     }
 }
 
@@ -342,7 +363,7 @@ fn centre(i: usize, size: usize) -> f32 {
 }
 
 /// Zero for what is below it, where that is asked for; what is no number becomes 0 too.
-fn relu_if(value: f32, params: &Params) -> f32 {
+pub(crate) fn relu_if(value: f32, params: &Params) -> f32 {
     if params.has(flags::RELU) {
         value.max(0.0)
     } else {

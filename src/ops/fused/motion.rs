@@ -4,16 +4,12 @@ use std::borrow::Cow;
 
 use candle_core::{D, DType, Result, Tensor, bail};
 
-use super::{Fused, Launch, Params, centre, flags};
+use super::{Block, Fused, Launch, Params, centre, flags};
 use crate::ops::grid_sample::{GridSample, Padding};
 use crate::ops::matrix;
 
-/// Threads of a block that finds one keypoint; as in `shaders/cuda/keypoints.cu`.
-#[cfg(feature = "cuda")]
-pub(super) const KEYPOINT_THREADS: u32 = 256;
-
 /// The numbers of a pair of keypoints: place and jacobian of the source's and of the driver's.
-const PAIR: usize = 12;
+pub(crate) const PAIR: usize = 12;
 
 /// The pairs (b, K, 12) of the source's keypoints (1 or b) and the driver's (b), f32: `values` are (.., K, 2), `jacobians`
 /// (.., K, 2, 2), the source's first.
@@ -97,7 +93,7 @@ pub fn deformation(logits: &Tensor, pairs: &Tensor, linear: bool) -> Result<Tens
 pub fn keypoints(logits: &Tensor, maps: Option<&Tensor>, temperature: f64) -> Result<Tensor> {
     let (b, k, h, w) = logits.dims4()?;
     let mut launch = Launch::new("keypoints/keypoints", DType::F32, b * k, (b, k, 6))?;
-    launch.together = true;
+    launch.block = Block::Together;
     launch.params = Params {
         count: k as u32,
         real: temperature as f32,
@@ -191,14 +187,14 @@ pub fn veiled(x: &Tensor, map: &Tensor) -> Result<Tensor> {
 }
 
 /// Where a pair takes a place, none for the background.
-struct Motion {
+pub(crate) struct Motion {
     source: [f32; 2],
     driving: [f32; 2],
     jacobian: [[f32; 2]; 2],
 }
 
 impl Motion {
-    fn of(pair: &[f32], linear: bool) -> Self {
+    pub(crate) fn of(pair: &[f32], linear: bool) -> Self {
         let matrix =
             |at: usize| matrix::widen([[pair[at], pair[at + 1]], [pair[at + 2], pair[at + 3]]]);
         let jacobian = match linear {
@@ -212,7 +208,12 @@ impl Motion {
         }
     }
 
-    fn at(&self, [x, y]: [f32; 2]) -> [f32; 2] {
+    /// The difference of the gaussians of `variance` at its keypoints.
+    pub(crate) fn heat(&self, at: [f32; 2], variance: f32) -> f32 {
+        gaussian(at, self.driving, variance) - gaussian(at, self.source, variance)
+    }
+
+    pub(crate) fn at(&self, [x, y]: [f32; 2]) -> [f32; 2] {
         let (x, y) = (x - self.driving[0], y - self.driving[1]);
         let [of_x, of_y] = self.jacobian;
         [
@@ -228,7 +229,7 @@ fn gaussian([x, y]: [f32; 2], at: [f32; 2], variance: f32) -> f32 {
 }
 
 /// The places of a picture's pixels.
-fn places(p: &Params) -> impl Iterator<Item = [f32; 2]> {
+pub(crate) fn places(p: &Params) -> impl Iterator<Item = [f32; 2]> {
     let (h, w) = (p.h as usize, p.w as usize);
     (0..h).flat_map(move |y| (0..w).map(move |x| [centre(x, w), centre(y, h)]))
 }
@@ -246,7 +247,7 @@ fn plain_sparse_motion(p: &Params, args: &[Cow<'_, [f32]>]) -> Vec<f32> {
             let motion = pair.map(|pair| Motion::of(pair, p.has(flags::LINEAR)));
             out.extend(places(p).map(|at| match &motion {
                 None => 0.0,
-                Some(m) => gaussian(at, m.driving, p.real) - gaussian(at, m.source, p.real),
+                Some(m) => m.heat(at, p.real),
             }));
             let from = if p.batch == 1 { 0 } else { b };
             for plane in

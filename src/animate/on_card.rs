@@ -1,0 +1,272 @@
+//! The networks on a card: how frames get there and back.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use super::pictures;
+use crate::device::Card;
+use crate::frame::Prediction;
+use crate::model::{
+    KeypointTensors, Keypoints, ModelConfig, Networks, SourceFeatures, mapped, packed,
+};
+use crate::ops::fused::{self, Recorder};
+use crate::ops::maps;
+use crate::ops::threads::Workers;
+
+/// Networks on a card.
+#[derive(Debug)]
+pub(super) struct OnCard {
+    /// Frames as they were recorded; they read what the networks hold, and go before them.
+    recorder: Recorder,
+    networks: Form,
+    config: ModelConfig,
+    pub(super) card: Card,
+    pub(super) precision: DType,
+    /// How many frames it can make at once, as far as is known.
+    pub(super) at_once: usize,
+    /// What the CPU's engine is made of when it must take over.
+    pub(super) spare: Option<(BTreeMap<String, Tensor>, Workers)>,
+}
+
+/// What computes.
+#[derive(Debug)]
+enum Form {
+    /// Kernels of our own, on the cards that have what they need.
+    Maps(Box<mapped::Networks>),
+    /// candle, on others.
+    Planes(Box<Networks>),
+}
+
+/// What depends on the photo alone.
+#[derive(Clone, Debug)]
+pub(super) struct CardSource {
+    pub(super) keypoints: Keypoints,
+    features: Features,
+    /// The photo, in case the card is lost.
+    pub(super) rgba: Vec<u8>,
+    /// What the CPU makes of it then.
+    pub(super) packed: OnceLock<packed::Source>,
+}
+
+#[derive(Clone, Debug)]
+enum Features {
+    Maps(mapped::Source),
+    Planes(Box<SourceFeatures>),
+}
+
+impl OnCard {
+    pub(super) fn new(
+        config: &ModelConfig,
+        tensors: &BTreeMap<String, Tensor>,
+        card: &Card,
+        precision: DType,
+        workers: Workers,
+    ) -> Result<Self> {
+        let card = card.with_own_stream()?;
+        fused::one_stream(&card.device);
+        let networks = match maps::runs_on(&card.device) {
+            true => {
+                let exact = Networks::new(config, tensors, &Device::Cpu)?;
+                let networks = mapped::Networks::of(&exact, &card.device, precision)?;
+                Form::Maps(Box::new(networks))
+            }
+            false => {
+                let networks = Networks::in_precision(config, tensors, &card.device, precision)?;
+                Form::Planes(Box::new(networks))
+            }
+        };
+        Ok(Self {
+            recorder: Recorder::default(),
+            networks,
+            config: config.clone(),
+            card,
+            precision,
+            at_once: usize::MAX,
+            spare: Some((tensors.clone(), workers)),
+        })
+    }
+
+    pub(super) fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    pub(super) fn keypoints(&mut self, pictures: &[&[u8]]) -> Result<Vec<Keypoints>> {
+        pooled(|| {
+            let pixels = self.upload(pictures)?;
+            self.keypoints_on_card(&pixels)
+        })
+    }
+
+    pub(super) fn encode(&mut self, rgba: &[u8]) -> Result<CardSource> {
+        pooled(|| {
+            let pixels = self.upload(&[rgba])?;
+            let Some(keypoints) = self.keypoints_on_card(&pixels)?.pop() else {
+                bail!("no keypoints of a picture");
+            };
+            let features = match &self.networks {
+                Form::Maps(networks) => Features::Maps(networks.encode(&pixels)?),
+                Form::Planes(networks) => {
+                    let picture = pictures::planes(&pixels)?;
+                    Features::Planes(Box::new(networks.generator.encode_source(&picture)?))
+                }
+            };
+            Ok(CardSource {
+                keypoints,
+                features,
+                rgba: rgba.to_vec(),
+                packed: OnceLock::new(),
+            })
+        })
+    }
+
+    pub(super) fn generate(
+        &mut self,
+        moves: &[(&CardSource, &Keypoints)],
+        out: &mut [Prediction],
+    ) -> Result<()> {
+        if moves.is_empty() {
+            return Ok(());
+        }
+        pooled(|| match self.networks {
+            Form::Maps(_) => self.generate_maps(moves, out),
+            Form::Planes(_) => self.generate_planes(moves, out),
+        })
+    }
+
+    fn keypoints_on_card(&mut self, pixels: &Tensor) -> Result<Vec<Keypoints>> {
+        let networks = &self.networks;
+        let found = self.recorder.run("keypoints", &[pixels], |inputs| {
+            Ok(vec![match networks {
+                Form::Maps(networks) => networks.numbers(&inputs[0])?,
+                Form::Planes(networks) => networks
+                    .keypoint_detector
+                    .numbers(&pictures::planes(&inputs[0])?)?,
+            }])
+        })?;
+        let numbers = found.first().map(|bytes| fused::floats(bytes));
+        let numbers = numbers.unwrap_or_default();
+        let jacobians = match &self.networks {
+            Form::Maps(networks) => networks.has_jacobians(),
+            Form::Planes(networks) => networks.keypoint_detector.has_jacobians(),
+        };
+        let count = self.config.num_kp;
+        Ok(Keypoints::from_numbers(&numbers, count, jacobians))
+    }
+
+    fn generate_maps(
+        &mut self,
+        moves: &[(&CardSource, &Keypoints)],
+        out: &mut [Prediction],
+    ) -> Result<()> {
+        let Form::Maps(networks) = &self.networks else {
+            bail!("networks of another form");
+        };
+        let sources: Vec<&mapped::Source> = moves
+            .iter()
+            .filter_map(|(source, _)| match &source.features {
+                Features::Maps(source) => Some(source),
+                Features::Planes(_) => None,
+            })
+            .collect();
+        let (Some(&first), true) = (sources.first(), sources.len() == moves.len()) else {
+            bail!("a photo that was prepared by other networks");
+        };
+        // One photo serves the whole batch.
+        let batch;
+        let source = match one_photo(moves) {
+            true => first,
+            false => {
+                batch = mapped::Source::batch(&sources)?;
+                &batch
+            }
+        };
+        let pairs = Keypoints::pairs(
+            moves
+                .iter()
+                .map(|(source, driving)| (&source.keypoints, *driving)),
+            &self.card.device,
+        )?;
+        let [features, small] = source.tensors();
+        let shown = self
+            .recorder
+            .run("frame", &[&pairs, features, small], |inputs| {
+                let source = source.with_tensors([&inputs[1], &inputs[2]])?;
+                networks.animate(&source, &inputs[0])
+            })?;
+        pictures::fill(&shown, self.config.image_size as usize, out)
+    }
+
+    fn generate_planes(
+        &mut self,
+        moves: &[(&CardSource, &Keypoints)],
+        out: &mut [Prediction],
+    ) -> Result<()> {
+        let Form::Planes(networks) = &self.networks else {
+            bail!("networks of another form");
+        };
+        let sources: Vec<&SourceFeatures> = moves
+            .iter()
+            .filter_map(|(source, _)| match &source.features {
+                Features::Planes(source) => Some(&**source),
+                Features::Maps(_) => None,
+            })
+            .collect();
+        let (Some(&first), true) = (sources.first(), sources.len() == moves.len()) else {
+            bail!("a photo that was prepared by other networks");
+        };
+        let batch;
+        let features = match one_photo(moves) {
+            true => first,
+            false => {
+                batch = SourceFeatures::batch(&sources)?;
+                &batch
+            }
+        };
+        // As many of the photo's as of the driver's: those of one would be spread by strides, which are not recorded.
+        let keypoints = |of: fn(&(&CardSource, &Keypoints)) -> Keypoints| {
+            let all: Vec<Keypoints> = moves.iter().map(of).collect();
+            Keypoints::to_tensors(&all, &self.card.device)
+        };
+        let of_sources = keypoints(|(source, _)| source.keypoints.clone())?;
+        let driving = keypoints(|(_, driving)| (*driving).clone())?;
+
+        let mut inputs = vec![&of_sources.value, &driving.value];
+        let jacobians = [&of_sources.jacobian, &driving.jacobian];
+        inputs.extend(jacobians.into_iter().flatten());
+        let numbers = inputs.len();
+        inputs.extend(features.tensors());
+        let generator = &networks.generator;
+        let shown = self.recorder.run("frame", &inputs, |inputs| {
+            let (numbers, of_source) = inputs.split_at(numbers);
+            let keypoints = |i: usize| KeypointTensors {
+                value: numbers[i].clone(),
+                jacobian: numbers.get(2 + i).cloned(),
+            };
+            let features = features.with_tensors(of_source)?;
+            let moved = generator.animate(&features, &keypoints(0), &keypoints(1))?;
+            pictures::shown(&moved)
+        })?;
+        pictures::fill(&shown, self.config.image_size as usize, out)
+    }
+
+    fn upload(&self, pictures: &[&[u8]]) -> Result<Tensor> {
+        let side = self.config.image_size as usize;
+        pictures::upload(pictures, side, &self.card.device)
+    }
+}
+
+fn one_photo(moves: &[(&CardSource, &Keypoints)]) -> bool {
+    moves
+        .windows(2)
+        .all(|pair| std::ptr::eq(pair[0].0, pair[1].0))
+}
+
+/// What Metal leaves to be freed at some time is freed after `work`: the threads of the networks have no loop that does it.
+fn pooled<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(all(feature = "metal", target_os = "macos"))]
+    return objc2::rc::autoreleasepool(|_| work());
+    #[cfg(not(all(feature = "metal", target_os = "macos")))]
+    work()
+}

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::device::{self, Card, Choice};
 use crate::train::{self, Options, Progress, Ranks, TrainConfig, Trainer, prepare};
 
 use super::{Failure, compress, stop};
@@ -28,6 +29,9 @@ pub(super) struct Args {
     /// End after so many steps in all
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
+    /// Where a process by itself computes: auto (NVIDIA's card where this build has cuDNN, else the CPU), cpu, cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: Choice,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -141,6 +145,12 @@ fn run_training(args: &Args, stop: &AtomicBool) -> Result<(), Failure> {
         ..Options::default()
     };
     let mut ranks = Ranks::meet(Arc::new(gone))?;
+    if ranks.size() == 1
+        && let Some(card) = card(args.device)?
+    {
+        eprintln!("training on {}", card.name);
+        ranks = ranks.on(card.device);
+    }
     let (rank, first) = (ranks.rank(), ranks.is_first());
     let mut trainer =
         Trainer::open_among(config, &options, &mut ranks).map_err(|e| whose(rank, e))?;
@@ -156,6 +166,27 @@ fn run_training(args: &Args, stop: &AtomicBool) -> Result<(), Failure> {
         }
     }
     result
+}
+
+/// The card to train on; none for the CPU.
+fn card(asked: Choice) -> Result<Option<Card>, Failure> {
+    let trains = |card: &Choice| matches!(card, Choice::Cuda(_)) && cfg!(feature = "cudnn");
+    match asked {
+        Choice::Auto => {
+            for card in asked.order().into_iter().filter(trains) {
+                match device::open(card) {
+                    Ok(card) => return Ok(Some(card)),
+                    Err(why) => eprintln!("{why}; training on the CPU"),
+                }
+            }
+            Ok(None)
+        }
+        Choice::Cpu => Ok(None),
+        card if trains(&card) => device::open(card).map(Some).map_err(Failure::Job),
+        card => Err(Failure::Usage(format!(
+            "{card}: training takes NVIDIA's cards by cuDNN (cargo build --features cudnn) and CPUs alone"
+        ))),
+    }
 }
 
 /// Of several processes that write below each other, which one failed.

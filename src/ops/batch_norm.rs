@@ -139,6 +139,10 @@ fn normalise_over(
     relu: bool,
     together: Option<SumOver>,
 ) -> Result<(Tensor, Statistics)> {
+    #[cfg(feature = "cudnn")]
+    if together.is_none() && super::card::takes(x) {
+        return super::card::normalise(x, weight, bias, relu);
+    }
     if !x.device().is_cpu() || !matches!(x.dtype(), DType::F32 | DType::F64) {
         return composed(x, weight, bias, relu, together);
     }

@@ -6,8 +6,8 @@
 //! side with fewer channels is unfolded. Sums are taken in an order that depends on the sizes alone,
 //! so that a run can be repeated to the last bit on any number of threads.
 //!
-//! Elsewhere (graphics cards, half precision) candle's own are used, but for one kernel for each channel, which candle
-//! would do channel by channel; inference has ops of its own there ([`super::fused`]).
+//! On NVIDIA's cards cuDNN does the same (`ops/card`). Elsewhere (other cards, half precision) candle's own are used, but for one kernel
+//! for each channel, which candle would do channel by channel; inference has ops of its own there ([`super::fused`]).
 
 use std::cell::Cell;
 
@@ -16,21 +16,32 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, b
 use super::unfold::{Element, Window, correlate, depthwise, gather, scatter};
 use super::unfold::{depthwise_weight, part, values};
 
-thread_local! {
-    static HALF: Cell<bool> = const { Cell::new(false) };
+/// What convolutions of f32 multiply. Products are summed in f32, and everything between convolutions stays f32, as do weights and
+/// gradients (mixed precision).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Products {
+    /// As it is.
+    #[default]
+    Exact,
+    /// Rounded to 11 bits (TF32) by cards that multiply those faster; elsewhere as it is.
+    Tf32,
+    /// Rounded to 8 bits (bf16): cards are faster so, the CPU computes the same numbers at its own pace.
+    Bf16,
 }
 
-/// Does `work`, whose convolutions of f32 on this thread multiply in bf16 when `half`: operands are rounded to 8 bits, products are
-/// summed in f32, and everything between convolutions stays f32, as do weights and gradients (mixed
-/// precision). A graphics card is faster so; the CPU computes the same numbers at its own pace.
-pub fn in_half<T>(half: bool, work: impl FnOnce() -> T) -> T {
-    struct Restore(bool);
+thread_local! {
+    static PRODUCTS: Cell<Products> = const { Cell::new(Products::Exact) };
+}
+
+/// Does `work`, whose convolutions of f32 on this thread multiply so; their gradients too, whenever those are computed on a card.
+pub fn multiplying<T>(products: Products, work: impl FnOnce() -> T) -> T {
+    struct Restore(Products);
     impl Drop for Restore {
         fn drop(&mut self) {
-            HALF.set(self.0);
+            PRODUCTS.set(self.0);
         }
     }
-    let _restore = Restore(HALF.replace(half));
+    let _restore = Restore(PRODUCTS.replace(products));
     work()
 }
 
@@ -47,7 +58,11 @@ pub fn conv2d(
     stride: usize,
     groups: usize,
 ) -> Result<Tensor> {
-    if HALF.get() && x.dtype() == DType::F32 {
+    #[cfg(feature = "cudnn")]
+    if groups == 1 && super::card::takes(x) {
+        return super::card::conv2d(x, weight, bias, padding, stride, PRODUCTS.get());
+    }
+    if PRODUCTS.get() == Products::Bf16 && x.dtype() == DType::F32 {
         return rounded(x, weight, bias, padding, stride, groups);
     }
     let own = x.device().is_cpu()
@@ -131,7 +146,8 @@ fn rounded(
         // candle has no products of bf16 here.
         (x, weight) = (x.to_dtype(DType::F32)?, weight.to_dtype(DType::F32)?);
     }
-    let y = in_half(false, || conv2d(&x, &weight, None, padding, stride, groups))?;
+    let plain = || conv2d(&x, &weight, None, padding, stride, groups);
+    let y = multiplying(Products::Exact, plain)?;
     with_bias(y.to_dtype(DType::F32)?, bias)
 }
 

@@ -11,10 +11,6 @@ use super::unfold::{Element, part, values};
 /// # Errors
 /// When the picture is smaller than a window.
 pub fn max_pool(x: &Tensor, side: usize, stride: usize, partial: bool) -> Result<Tensor> {
-    if !x.device().is_cpu() || !matches!(x.dtype(), DType::F32 | DType::F64) {
-        // candle's leaves partial windows out.
-        return x.max_pool2d_with_stride(side, stride);
-    }
     let op = MaxPool {
         side,
         stride,
@@ -24,7 +20,15 @@ pub fn max_pool(x: &Tensor, side: usize, stride: usize, partial: bool) -> Result
     if side == 0 || stride == 0 || h.min(w) < side {
         bail!("max_pool: windows of {side} in a picture of {h}x{w}");
     }
-    x.contiguous()?.apply_op1(op)
+    if x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64) {
+        return x.contiguous()?.apply_op1(op);
+    }
+    let x = op.completed(x)?;
+    #[cfg(feature = "cudnn")]
+    if super::card::takes(&x) {
+        return super::card::max_pool(&x, side, stride);
+    }
+    x.max_pool2d_with_stride(side, stride)
 }
 
 struct MaxPool {
@@ -40,6 +44,14 @@ impl MaxPool {
         // A partial window must begin inside.
         let more = self.partial && !steps.is_multiple_of(self.stride) && whole * self.stride < n;
         whole + usize::from(more)
+    }
+
+    /// Of (b, c, h, w) the same with its edge repeated, so that all windows are whole and their largest values what they were.
+    fn completed(&self, x: &Tensor) -> Result<Tensor> {
+        let (_, _, h, w) = x.dims4()?;
+        let missing = |n: usize| ((self.output(n) - 1) * self.stride + self.side).saturating_sub(n);
+        x.pad_with_same(2, 0, missing(h))?
+            .pad_with_same(3, 0, missing(w))
     }
 
     /// The place of the largest value under the window of an output pixel.
@@ -137,6 +149,26 @@ mod tests {
             assert_eq!(max_pool(&x, 3, 2, true).unwrap().dims()[3], wanted, "{n}");
         }
         assert!(max_pool(&gradient::noise(&[1, 1, 2, 9], 1), 3, 2, true).is_err());
+    }
+
+    #[test]
+    fn windows_are_made_whole_by_repeating_the_edge() {
+        for (h, w) in [(8, 9), (7, 4), (31, 10), (5, 6)] {
+            let x = gradient::noise(&[1, 2, h, w], 1);
+            for (side, stride, partial) in
+                [(3, 2, true), (2, 2, false), (3, 2, false), (3, 1, true)]
+            {
+                let op = MaxPool {
+                    side,
+                    stride,
+                    partial,
+                };
+                let got = op.completed(&x).unwrap();
+                let got = got.max_pool2d_with_stride(side, stride).unwrap();
+                let wanted = max_pool(&x, side, stride, partial).unwrap();
+                assert_eq!(gradient::distance(&got, &wanted), 0.0);
+            }
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@
 pub mod activation;
 pub mod batch_norm;
 pub mod blocked;
+#[cfg(feature = "cudnn")]
+pub mod card;
 pub mod conv;
 pub mod conv2d;
 pub mod depthwise;

@@ -6,8 +6,10 @@
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::conv2d::{conv2d, in_half};
+use super::conv2d::{Products, conv2d, multiplying};
 use super::fused;
+#[cfg(feature = "cuda")]
+use super::fused::Launch;
 use super::unfold::{Element, part};
 
 /// Doubles height and width of (b, c, h, w), repeating every pixel.
@@ -20,6 +22,10 @@ pub fn nearest_x2(x: &Tensor) -> Result<Tensor> {
         return x
             .contiguous()?
             .apply_op1(Quads::Repeat { h: 2 * h, w: 2 * w });
+    }
+    #[cfg(feature = "cuda")]
+    if on_card(x) {
+        return x.contiguous()?.apply_op1(OnCard::Double);
     }
     x.reshape((b, c, h, 1, w, 1))?
         .broadcast_as((b, c, h, 2, w, 2))?
@@ -34,11 +40,65 @@ pub fn mean_2x2(x: &Tensor) -> Result<Tensor> {
     if plain(x) {
         return x.contiguous()?.apply_op1(Quads::Sum)?.affine(0.25, 0.0);
     }
+    #[cfg(feature = "cuda")]
+    if on_card(x) {
+        return x.contiguous()?.apply_op1(OnCard::Mean);
+    }
     x.avg_pool2d(2)
 }
 
 fn plain(x: &Tensor) -> bool {
     x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64)
+}
+
+#[cfg(feature = "cuda")]
+fn on_card(x: &Tensor) -> bool {
+    x.device().is_cuda() && x.dtype() == DType::F32
+}
+
+/// The kernels of [`fused`] with gradients, by each other.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy)]
+enum OnCard {
+    Double,
+    Mean,
+}
+
+#[cfg(feature = "cuda")]
+impl CustomOp1 for OnCard {
+    fn name(&self) -> &'static str {
+        "quads_on_card"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        bail!("quads: kernels are run by cards alone")
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let (b, c, h, w) = layout.shape().dims4()?;
+        let (kernel, ho, wo) = match self {
+            Self::Double => ("resample/nearest_x2", 2 * h, 2 * w),
+            Self::Mean => ("resample/mean_2x2", h / 2, w / 2),
+        };
+        let to = (b, c, ho, wo);
+        let mut launch = Launch::new(kernel, DType::F32, b * c * ho * wo, to)?;
+        launch.params = launch.params.sized([b, c, h, w], [ho, wo]);
+        fused::launch(&launch, &[(x, layout)])
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (_, _, h, w) = x.dims4()?;
+        Ok(Some(match self {
+            Self::Double => fused::mean_2x2(grad)?.affine(4.0, 0.0)?,
+            Self::Mean => fused::nearest_x2(&grad.affine(0.25, 0.0)?)?
+                .pad_with_zeros(2, 0, h % 2)?
+                .pad_with_zeros(3, 0, w % 2)?,
+        }))
+    }
 }
 
 /// Two ops that are each other's gradient.
@@ -176,7 +236,8 @@ impl AntiAlias {
         let kernel = self.kernel.to_dtype(x.dtype())?;
         let x = x.reshape((b * c, 1, h, w))?;
         // Pictures that losses compare: always in full.
-        let small = in_half(false, || conv2d(&x, &kernel, None, padding, self.factor, 1))?;
+        let exactly = || conv2d(&x, &kernel, None, padding, self.factor, 1);
+        let small = multiplying(Products::Exact, exactly)?;
         let (_, _, h, w) = small.dims4()?;
         small.reshape((b, c, h, w))
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Result, Shape, Tensor, Var};
 
 /// What is added to the root of the second moment.
 const EPSILON: f64 = 1e-8;
@@ -12,7 +12,19 @@ const EPSILON: f64 = 1e-8;
 pub struct Adam {
     betas: [f64; 2],
     states: BTreeMap<String, State>,
+    joined: Vec<Joined>,
 }
+
+/// Moments of several parameters, one behind the other.
+#[derive(Clone, Debug)]
+struct Joined {
+    names: Vec<String>,
+    shapes: Vec<Shape>,
+    state: State,
+}
+
+/// A parameter's name, itself, its gradient.
+pub type Change<'a> = (&'a str, &'a Var, &'a Tensor);
 
 /// Moments of one parameter.
 #[derive(Clone, Debug)]
@@ -31,7 +43,91 @@ impl Adam {
         Self {
             betas,
             states: BTreeMap::new(),
+            joined: Vec::new(),
         }
+    }
+
+    /// Moves several parameters; on a card as if they were one, because there work on a small tensor takes as long as on a large one.
+    ///
+    /// # Errors
+    /// As [`Adam::update`].
+    pub fn update_all(&mut self, changes: &[Change<'_>], rate: f64) -> Result<()> {
+        match changes.first() {
+            Some((_, parameter, _)) if parameter.device().is_cuda() => {
+                self.update_joined(changes, rate)
+            }
+            _ => changes.iter().try_for_each(|(name, parameter, gradient)| {
+                self.update(name, parameter, gradient, rate)
+            }),
+        }
+    }
+
+    fn update_joined(&mut self, changes: &[Change<'_>], rate: f64) -> Result<()> {
+        let same = |joined: &Joined| {
+            joined
+                .names
+                .iter()
+                .eq(changes.iter().map(|(name, ..)| name))
+        };
+        if !self.joined.iter().any(same) {
+            self.join(changes)?;
+        }
+        let Some(joined) = self.joined.iter_mut().find(|joined| same(joined)) else {
+            // They were moved unequally often.
+            return changes.iter().try_for_each(|(name, parameter, gradient)| {
+                self.update(name, parameter, gradient, rate)
+            });
+        };
+        let gradients = changes.iter().map(|(.., gradient)| gradient.flatten_all());
+        let gradient = Tensor::cat(&gradients.collect::<Result<Vec<_>>>()?, 0)?;
+        let step = joined.state.step(self.betas, &gradient, rate)?;
+        let mut at = 0;
+        for (_, parameter, _) in changes {
+            let length = parameter.elem_count();
+            let step = step.narrow(0, at, length)?.reshape(parameter.shape())?;
+            parameter.set(&(parameter.as_detached_tensor() - step)?)?;
+            at += length;
+        }
+        Ok(())
+    }
+
+    /// Puts the moments of these parameters one behind the other, if they were moved equally often.
+    fn join(&mut self, changes: &[Change<'_>]) -> Result<()> {
+        let wanted = |name: &String| changes.iter().any(|(one, ..)| one == name);
+        for joined in std::mem::take(&mut self.joined) {
+            if joined.names.iter().any(wanted) {
+                self.states.extend(joined.apart()?);
+            } else {
+                self.joined.push(joined);
+            }
+        }
+        let steps_of = |name: &str| self.states.get(name).map_or(0, |state| state.steps);
+        let steps = changes.first().map_or(0, |(name, ..)| steps_of(name));
+        if changes.iter().any(|(name, ..)| steps_of(name) != steps) {
+            return Ok(());
+        }
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        for (name, parameter, _) in changes {
+            let state = match self.states.remove(*name) {
+                Some(state) => state,
+                None => State::of(parameter)?,
+            };
+            first.push(state.first.flatten_all()?);
+            second.push(state.second.flatten_all()?);
+        }
+        self.joined.push(Joined {
+            names: changes
+                .iter()
+                .map(|(name, ..)| (*name).to_owned())
+                .collect(),
+            shapes: changes.iter().map(|(_, p, _)| p.shape().clone()).collect(),
+            state: State {
+                steps,
+                first: Tensor::cat(&first, 0)?,
+                second: Tensor::cat(&second, 0)?,
+            },
+        });
+        Ok(())
     }
 
     /// Moves a parameter against its gradient, by about `rate` at most.
@@ -45,38 +141,75 @@ impl Adam {
         gradient: &Tensor,
         rate: f64,
     ) -> Result<()> {
-        let [beta1, beta2] = self.betas;
         let state = match self.states.get_mut(name) {
             Some(state) => state,
-            None => {
-                let zeros = parameter.as_detached_tensor().zeros_like()?;
-                let state = State {
-                    steps: 0,
-                    first: zeros.clone(),
-                    second: zeros,
-                };
-                self.states.entry(name.to_owned()).or_insert(state)
-            }
+            None => self
+                .states
+                .entry(name.to_owned())
+                .or_insert(State::of(parameter)?),
         };
-        state.steps += 1;
-        let gradient = gradient.detach();
-        state.first = (&state.first + ((&gradient - &state.first)? * (1.0 - beta1))?)?;
-        state.second = ((&state.second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
-        let steps = state.steps as f64;
-        let (correction1, correction2) = (1.0 - beta1.powf(steps), 1.0 - beta2.powf(steps));
-        let root = ((state.second.sqrt()? / correction2.sqrt())? + EPSILON)?;
-        let step = ((&state.first / root)? * (rate / correction1))?;
+        let step = state.step(self.betas, gradient, rate)?;
         parameter.set(&(parameter.as_detached_tensor() - step)?)
     }
 
     /// The moments of every parameter that was updated.
-    pub fn states(&self) -> &BTreeMap<String, State> {
-        &self.states
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn states(&self) -> Result<BTreeMap<String, State>> {
+        let mut states = self.states.clone();
+        for joined in &self.joined {
+            states.extend(joined.apart()?);
+        }
+        Ok(states)
     }
 
     /// Takes up moments of an earlier run.
     pub fn restore(&mut self, name: String, state: State) {
         self.states.insert(name, state);
+    }
+}
+
+impl State {
+    /// Of a parameter that was never moved.
+    fn of(parameter: &Var) -> Result<Self> {
+        let zeros = parameter.as_detached_tensor().zeros_like()?;
+        Ok(Self {
+            steps: 0,
+            first: zeros.clone(),
+            second: zeros,
+        })
+    }
+
+    /// Takes a gradient in; gives what is to be subtracted.
+    fn step(&mut self, [beta1, beta2]: [f64; 2], gradient: &Tensor, rate: f64) -> Result<Tensor> {
+        self.steps += 1;
+        let gradient = gradient.detach();
+        self.first = (&self.first + ((&gradient - &self.first)? * (1.0 - beta1))?)?;
+        self.second = ((&self.second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+        let steps = self.steps as f64;
+        let (correction1, correction2) = (1.0 - beta1.powf(steps), 1.0 - beta2.powf(steps));
+        let root = ((self.second.sqrt()? / correction2.sqrt())? + EPSILON)?;
+        (&self.first / root)? * (rate / correction1)
+    }
+}
+
+impl Joined {
+    /// Those of each parameter.
+    fn apart(&self) -> Result<Vec<(String, State)>> {
+        let mut at = 0;
+        let each = self.names.iter().zip(&self.shapes).map(|(name, shape)| {
+            let length = shape.elem_count();
+            let part = |all: &Tensor| all.narrow(0, at, length)?.reshape(shape);
+            let state = State {
+                steps: self.state.steps,
+                first: part(&self.state.first)?,
+                second: part(&self.state.second)?,
+            };
+            at += length;
+            Ok((name.clone(), state))
+        });
+        each.collect()
     }
 }
 
@@ -105,7 +238,47 @@ mod tests {
             assert!((got - wanted).abs() < 1e-12, "{got} {wanted}");
         }
         // The first step is the rate itself, whatever the gradient.
-        assert_eq!(adam.states()["p"].steps, 3);
+        assert_eq!(adam.states().unwrap()["p"].steps, 3);
+    }
+
+    #[test]
+    fn joined_parameters_are_moved_as_each_by_itself() {
+        let make = |value: f32, shape: &[usize]| {
+            let count: usize = shape.iter().product();
+            let values: Vec<f32> = (0..count).map(|i| value + 0.1 * i as f32).collect();
+            Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap()
+        };
+        let make = || [make(1.0, &[2, 3]), make(-2.0, &[4]), make(0.5, &[1, 1, 2])];
+        let (alone, together) = (make(), make());
+        let mut adams = [Adam::new([0.5, 0.999]), Adam::new([0.5, 0.999])];
+        let names = ["a", "b", "c"];
+        // At last one that was moved more often than the others.
+        for (i, which) in [0..2, 0..3, 1..3, 0..3, 0..1, 0..3].into_iter().enumerate() {
+            let gradients: Vec<Tensor> = alone
+                .iter()
+                .map(|p| (p.as_detached_tensor() * (1.0 + i as f64)).unwrap())
+                .collect();
+            for k in which.clone() {
+                let [adam, _] = &mut adams;
+                adam.update(names[k], &alone[k], &gradients[k], 0.1)
+                    .unwrap();
+            }
+            let changes: Vec<Change<'_>> = which
+                .map(|k| (names[k], &together[k], &gradients[k]))
+                .collect();
+            adams[1].update_joined(&changes, 0.1).unwrap();
+            let flat = |p: &Tensor| p.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for (a, b) in alone.iter().zip(&together) {
+                assert_eq!(flat(a), flat(b), "{i}");
+            }
+            let [a, b] = adams.each_ref().map(|adam| adam.states().unwrap());
+            assert!(a.keys().eq(b.keys()));
+            for (name, state) in &a {
+                assert_eq!(state.steps, b[name].steps);
+                assert_eq!(flat(&state.first), flat(&b[name].first));
+                assert_eq!(flat(&state.second), flat(&b[name].second));
+            }
+        }
     }
 
     #[test]

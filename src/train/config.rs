@@ -15,6 +15,7 @@ use super::losses::LossWeights;
 use super::transform::TransformParams;
 use crate::model::config::{Border, parse_yaml};
 use crate::model::{DiscriminatorConfig, ModelConfig};
+use crate::ops::conv2d::Products;
 
 mod sections;
 
@@ -145,6 +146,8 @@ pub struct Recipe {
     pub statistics: usize,
     /// Learning rates fall to nothing along a cosine over all steps.
     pub cosine: bool,
+    /// Steps at first over which learning rates grow from nothing: what was learnt is not lost to Adam's first, coarse steps.
+    pub warm_up: usize,
     /// What convolutions multiply.
     pub precision: Precision,
     /// Batch norm's statistics are those of all ranks' pictures together.
@@ -164,8 +167,21 @@ pub enum Precision {
     /// As they are.
     #[default]
     F32,
+    /// Rounded to TF32 by NVIDIA's cards from Ampere on; elsewhere as they are.
+    Tf32,
     /// Rounded to bf16 (mixed precision): faster on graphics cards.
     Bf16,
+}
+
+impl Precision {
+    /// The same for convolutions.
+    pub(super) fn products(self) -> Products {
+        match self {
+            Self::F32 => Products::Exact,
+            Self::Tf32 => Products::Tf32,
+            Self::Bf16 => Products::Bf16,
+        }
+    }
 }
 
 impl Default for Recipe {
@@ -187,6 +203,7 @@ impl Default for Recipe {
             gradient_clip: 0.0,
             statistics: 0,
             cosine: false,
+            warm_up: 0,
             precision: Precision::F32,
             sync_batch_norm: false,
             seed: 0,
@@ -319,16 +336,18 @@ impl TrainConfig {
 
     /// What learning rates are multiplied by at a step of `total`, with `per_epoch` steps in an epoch.
     pub fn rate_factor(&self, step: u64, per_epoch: u64, total: u64) -> f64 {
+        let warmth = (step + 1) as f64 / self.recipe.warm_up.max(1) as f64;
+        let warmth = warmth.min(1.0);
         if self.recipe.cosine {
             let done = step as f64 / total.max(1) as f64;
-            return 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos());
+            return warmth * 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos());
         }
         let (milestones, at) = match &self.milestones {
             Milestones::Steps(steps) => (steps, step),
             Milestones::Epochs(epochs) => (epochs, step / per_epoch.max(1)),
         };
         let passed = milestones.iter().filter(|&&m| at >= m as u64).count();
-        0.1f64.powi(passed as i32)
+        warmth * 0.1f64.powi(passed as i32)
     }
 }
 

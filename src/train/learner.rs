@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::VarBuilder;
 
-use super::config::{Precision, TrainConfig};
+use super::config::TrainConfig;
 use super::distil::{Answer, Lesson, Stage};
 use super::loader::{Batch, Marks};
 use super::losses::{self, Losses, Pyramid};
@@ -17,7 +17,7 @@ use crate::model::{
     Discriminator, Generator, GeneratorOutput, KeypointDetector, KeypointTensors, ModelConfig,
     Networks, Perceptual,
 };
-use crate::ops::conv2d::in_half;
+use crate::ops::conv2d::multiplying;
 
 /// Side of the enlarged windows of mouth and eyes.
 const WINDOW: usize = 64;
@@ -159,7 +159,7 @@ impl Learner {
         deformed: &Tensor,
     ) -> Result<(Losses, Generated)> {
         let pass = || self.losses(batch, transform, deformed);
-        in_half(self.config.recipe.precision == Precision::Bf16, pass)
+        multiplying(self.config.recipe.precision.products(), pass)
     }
 
     fn losses(
@@ -278,9 +278,9 @@ impl Learner {
         let drawn = self
             .pyramid
             .forward(&generated.output.prediction.detach())?;
-        let half = self.config.recipe.precision == Precision::Bf16;
+        let products = self.config.recipe.precision.products();
         let judge = |pictures: &[Tensor]| {
-            in_half(half, || {
+            multiplying(products, || {
                 discriminator.forward(&self.judged(pictures), &keypoints)
             })
         };

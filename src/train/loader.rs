@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use super::augment::Variation;
 use super::config::{DataConfig, Recipe};
@@ -257,8 +258,13 @@ impl Dataset {
     /// When memory is short.
     pub fn batch(&self, samples: &[Sample], device: &Device) -> Result<Batch, Error> {
         let (b, side, n) = (samples.len(), self.side, self.marks());
-        let pictures = |of: &dyn Fn(&Sample) -> &Vec<f32>| {
-            let values: Vec<f32> = samples.iter().flat_map(of).copied().collect();
+        let pictures = |of: fn(&Sample) -> &Vec<f32>| {
+            let size = 3 * side * side;
+            let mut values = vec![0f32; b * size];
+            let parts = values.par_chunks_mut(size.max(1));
+            parts
+                .zip(samples.par_iter())
+                .for_each(|(to, sample)| to.copy_from_slice(of(sample)));
             Tensor::from_vec(values, (b, 3, side, side), device)
         };
         let marks = if n == 0 {
@@ -283,8 +289,8 @@ impl Dataset {
             })
         };
         Ok(Batch {
-            source: pictures(&|s| &s.source)?,
-            driving: pictures(&|s| &s.driving)?,
+            source: pictures(|s| &s.source)?,
+            driving: pictures(|s| &s.driving)?,
             marks,
         })
     }

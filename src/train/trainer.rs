@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
-use super::adam::Adam;
+use super::adam::{Adam, State};
 use super::config::TrainConfig;
 use super::distil::Lesson;
 use super::error::Error;
@@ -31,9 +31,15 @@ use super::transform::Transform;
 use crate::checkpoint;
 use crate::model::Perceptual;
 use crate::model::perceptual::Kind;
+#[cfg(feature = "cudnn")]
+use crate::ops::card;
+use crate::ops::fused;
 
 /// So many steps without numbers in a row end a run.
 const MOST_SKIPPED: usize = 100;
+
+/// Parts of a long sum.
+const PARTS: usize = 1024;
 
 /// What deformations are drawn by.
 const TRANSFORM: u64 = 3;
@@ -151,6 +157,12 @@ impl Trainer {
 
     fn build(config: TrainConfig, options: &Options, ranks: &Ranks) -> Result<Self, Error> {
         let device = ranks.device().clone();
+        // All that a training does on a card is done by this thread, one after the other.
+        fused::one_stream(&device);
+        #[cfg(feature = "cudnn")]
+        if device.is_cuda() {
+            card::keep_memory(&device)?;
+        }
         let dataset = Dataset::open(&config.data, &config.recipe, config.model.image_size)?;
         let perceptual = perceptual(&config, &device)?;
         let name = perceptual.as_ref().map(|network| network.kind().name());
@@ -166,9 +178,16 @@ impl Trainer {
         if let Some(path) = &options.resume {
             let saved = state::load(path)?;
             fits(path, &saved.values, &config)?;
-            values = saved.values;
-            (average, counters) = (saved.average, saved.counters);
+            (values, counters) = (saved.values, saved.counters);
+            for (name, value) in saved.average {
+                average.insert(name, value.to_device(&device)?);
+            }
             for (name, state) in saved.moments {
+                let state = State {
+                    first: state.first.to_device(&device)?,
+                    second: state.second.to_device(&device)?,
+                    ..state
+                };
                 adam.restore(name, state);
             }
         }
@@ -177,7 +196,7 @@ impl Trainer {
         let total = options.steps.map_or(whole, |steps| steps.min(whole));
         ranks.agree(&[
             ("tensors", values.len() as f64),
-            ("tensors that moved", adam.states().len() as f64),
+            ("tensors that moved", adam.states()?.len() as f64),
             ("steps done", counters.step as f64),
             ("steps in all", total as f64),
             ("clips", dataset.clips() as f64),
@@ -436,16 +455,20 @@ impl Trainer {
         let factor = self
             .config
             .rate_factor(self.counters.step - 1, self.epoch(), self.total);
+        let mut changes = [const { Vec::new() }; 3];
         for (name, gradient) in gradients {
-            let [detector, generator, discriminator] = self.config.rates;
-            let rate = match name.split('.').next() {
+            let [detector, generator, discriminator] = &mut changes;
+            let part = match name.split('.').next() {
                 Some("kp_detector") => detector,
                 Some("discriminator") => discriminator,
                 _ => generator,
             };
             if let Some(var) = self.learner.vars().get(name) {
-                self.adam.update(name, var, gradient, rate * factor)?;
+                part.push((name.as_str(), var, gradient));
             }
+        }
+        for (changes, rate) in changes.iter().zip(self.config.rates) {
+            self.adam.update_all(changes, rate * factor)?;
         }
         let keep = self.config.recipe.ema;
         for (name, average) in &mut self.average {
@@ -473,7 +496,7 @@ impl Trainer {
     /// # Errors
     /// When the disk is full; the file that was there stays.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let moments = self.adam.states().clone();
+        let moments = self.adam.states()?;
         let saved = Saved {
             values: detached(&self.learner),
             average: self.average.clone(),
@@ -501,15 +524,10 @@ impl Trainer {
         let recipe = &self.config.recipe;
         if recipe.statistics > 0 {
             let size = self.config.data.batch_size;
-            let batches = (0..recipe.statistics.div_ceil(size) as u64).map(|batch| {
-                // Samples of another order than those it learnt from.
-                let of = |i: usize| {
-                    self.dataset
-                        .sample(u64::MAX / 2 + batch * size as u64 + i as u64)
-                };
-                let samples = (0..size).map(of).collect::<Result<Vec<_>, _>>()?;
-                self.dataset.batch(&samples, &self.device)
-            });
+            // Samples of another order than those it learnt from.
+            let mut loader = Loader::start(&self.dataset, size, |place| u64::MAX / 2 + place)?;
+            let batches = (0..recipe.statistics.div_ceil(size))
+                .map(|_| self.dataset.batch(&loader.next(size)?, &self.device));
             values = self.learner.measured(&values, batches)?;
         }
         let name = self
@@ -611,18 +629,37 @@ fn fits(path: &Path, values: &BTreeMap<String, Tensor>, config: &TrainConfig) ->
 
 /// The length of all gradients together; makes it `limit` where it is longer and a limit is set.
 fn shorten(gradients: &mut Gradients, limit: f64) -> candle_core::Result<f64> {
-    let mut squares = 0.0;
-    for gradient in gradients.values() {
-        let sum = gradient.sqr()?.sum_all()?.to_dtype(DType::F64)?;
-        squares += sum.to_scalar::<f64>()?;
-    }
-    let length = squares.sqrt();
+    let length = length(gradients)?;
     if limit > 0.0 && length > limit && length.is_finite() {
         for gradient in gradients.values_mut() {
             *gradient = (&*gradient * (limit / (length + 1e-6)))?;
         }
     }
     Ok(length)
+}
+
+/// The length of all gradients together.
+fn length(gradients: &Gradients) -> candle_core::Result<f64> {
+    let number = |sum: Tensor| sum.to_dtype(DType::F64)?.to_scalar::<f64>();
+    if gradients
+        .values()
+        .all(|gradient| gradient.device().is_cuda())
+        && !gradients.is_empty()
+    {
+        // Asked once, after the sums of a thousand parts: one block of threads would take long over all.
+        let parts = gradients.values().map(Tensor::flatten_all);
+        let squares = Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?.sqr()?;
+        let missing = squares.elem_count().next_multiple_of(PARTS) - squares.elem_count();
+        let parts = squares
+            .pad_with_zeros(0, 0, missing)?
+            .reshape((PARTS, ()))?;
+        return Ok(number(parts.sum(1)?.sum_all()?)?.sqrt());
+    }
+    let mut squares = 0.0;
+    for gradient in gradients.values() {
+        squares += number(gradient.sqr()?.sum_all()?)?;
+    }
+    Ok(squares.sqrt())
 }
 
 /// Losses since the last line of the log.

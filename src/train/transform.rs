@@ -105,32 +105,46 @@ impl Transform {
 
     /// Deforms pictures (b, c, h, w); outside is mirrored.
     pub fn frame(&self, pictures: &Tensor) -> Result<Tensor> {
-        let (b, _, h, w) = pictures.dims4()?;
+        let (_, _, h, w) = pictures.dims4()?;
         let along = |i: usize, n: usize| 2.0 * i as f64 / (n.max(2) - 1) as f64 - 1.0;
         let places: Vec<f64> = (0..h * w)
             .flat_map(|i| [along(i % w, w), along(i / w, h)])
             .collect();
         let places = Tensor::from_vec(places, (1, h * w, 2), pictures.device())?;
-        let places = places
-            .to_dtype(pictures.dtype())?
-            .broadcast_as((b, h * w, 2))?;
-        let grid = self.points(&places.contiguous()?)?.reshape((b, h, w, 2))?;
+        let grid = self.same_points(&places.to_dtype(pictures.dtype())?)?;
+        let grid = grid.reshape(((), h, w, 2))?;
         grid_sample(pictures, &grid, Padding::Reflection, true)
     }
 
-    /// Where points (b, n, 2) of a deformed picture are in the picture itself.
-    pub fn points(&self, points: &Tensor) -> Result<Tensor> {
-        let matrix = self.theta.narrow(2, 0, 2)?.t()?.contiguous()?;
-        let shift = self.theta.narrow(2, 2, 1)?.t()?;
-        let moved = points
-            .contiguous()?
-            .matmul(&matrix)?
-            .broadcast_add(&shift)?;
+    /// [`Transform::points`] of points (1, n, 2) that are the same for all pictures: how far they are from the control points is
+    /// computed once.
+    fn same_points(&self, points: &Tensor) -> Result<Tensor> {
+        let (b, n) = (self.theta.dim(0)?, points.dim(1)?);
+        let moved = self.moved(&points.broadcast_as((b, n, 2))?)?;
         let Some(spline) = &self.spline else {
             return Ok(moved);
         };
         let (_, distance) = spline.offsets(points)?;
-        let bend = (distance.sqr()? * (&distance + 1e-6)?.log()?)?
+        let weights = spline.weights.squeeze(1)?.t()?.contiguous()?;
+        let bend = bent(&distance.squeeze(0)?)?.matmul(&weights)?.t()?;
+        moved.broadcast_add(&bend.contiguous()?.unsqueeze(2)?)
+    }
+
+    /// What the affine map makes of points.
+    fn moved(&self, points: &Tensor) -> Result<Tensor> {
+        let matrix = self.theta.narrow(2, 0, 2)?.t()?.contiguous()?;
+        let shift = self.theta.narrow(2, 2, 1)?.t()?;
+        points.contiguous()?.matmul(&matrix)?.broadcast_add(&shift)
+    }
+
+    /// Where points (b, n, 2) of a deformed picture are in the picture itself.
+    pub fn points(&self, points: &Tensor) -> Result<Tensor> {
+        let moved = self.moved(points)?;
+        let Some(spline) = &self.spline else {
+            return Ok(moved);
+        };
+        let (_, distance) = spline.offsets(points)?;
+        let bend = bent(&distance)?
             .broadcast_mul(&spline.weights)?
             .sum_keepdim(2)?;
         moved.broadcast_add(&bend)
@@ -157,6 +171,11 @@ impl Transform {
             .unsqueeze(2)?;
         matrix.broadcast_add(&slope)
     }
+}
+
+/// How far a control point moves what is at a distance from it.
+fn bent(distance: &Tensor) -> Result<Tensor> {
+    distance.sqr()? * (distance + 1e-6)?.log()?
 }
 
 impl Spline {
@@ -213,6 +232,20 @@ mod tests {
                 let wanted = jacobian[(i / 2) * 4 + (i % 2) * 2 + direction];
                 assert!((slope - wanted).abs() < 1e-6, "{slope} {wanted}");
             }
+        }
+    }
+
+    #[test]
+    fn points_of_all_pictures_are_those_of_each() {
+        let points = Tensor::rand(-0.9f64, 0.9, (1, 7, 2), &Device::Cpu).unwrap();
+        for spline in [true, false] {
+            let mut transform = some();
+            transform.spline = transform.spline.filter(|_| spline);
+            let of_each = points.broadcast_as((2, 7, 2)).unwrap();
+            let wanted = transform.points(&of_each).unwrap();
+            let off = (transform.same_points(&points).unwrap() - wanted).unwrap();
+            let off = off.abs().unwrap().max_all().unwrap();
+            assert!(off.to_scalar::<f64>().unwrap() < 1e-12);
         }
     }
 

@@ -1,4 +1,4 @@
-//! What graphics cards compute, against the CPU: ops, gradients, networks, the engine.
+//! What graphics cards compute, against the CPU: ops, gradients, networks, a step of training, the engine.
 //!
 //! On the device of `MIMIC_TEST_DEVICE` (cpu, cuda:N or metal; the CPU when it says nothing, where all of it runs too). The files of
 //! the project are looked for in `MIMIC_TEST_ROOT`: the program made of these tests runs on a machine that has nothing else of it.
@@ -12,6 +12,7 @@ mod engine;
 mod maps;
 mod networks;
 mod ops;
+mod training;
 
 use candle_core::{DType, Device, Tensor};
 use mimic::device::{self, Card, Choice};

@@ -1,7 +1,9 @@
 //! Every op of the networks on the device, and every gradient of training, against candle's own on the CPU.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use mimic::ops::conv2d::{Products, multiplying};
 use mimic::ops::grid_sample::{Padding, grid_sample};
+use mimic::ops::max_pool::max_pool;
 use mimic::ops::{batch_norm, conv2d, fused, resample};
 
 use crate::{card, distance, noise};
@@ -159,6 +161,15 @@ fn keypoints_and_bytes() {
 
 /// Gradients of a weighted sum of what `op` makes of inputs, on the device and on the CPU.
 fn gradients(what: &str, shapes: &[&[usize]], op: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    gradients_within(1e-3, what, shapes, op);
+}
+
+fn gradients_within(
+    limit: f64,
+    what: &str,
+    shapes: &[&[usize]],
+    op: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
     let of = |device: &Device| -> Result<Vec<Tensor>> {
         let vars = shapes
             .iter()
@@ -185,7 +196,7 @@ fn gradients(what: &str, shapes: &[&[usize]], op: impl Fn(&[Tensor]) -> Result<T
             card.name
         );
         assert!(
-            most <= 1e-3 * f64::from(largest),
+            most <= limit * f64::from(largest),
             "gradient {i} of {what}: {most} off"
         );
     }
@@ -214,10 +225,67 @@ fn gradients_of_convolutions_and_changes_of_size() {
     });
     gradients("nearest", &[&[2, 3, 5, 4]], |v| resample::nearest_x2(&v[0]));
     gradients("mean", &[&[2, 3, 6, 4]], |v| resample::mean_2x2(&v[0]));
+    gradients("mean of an odd picture", &[&[2, 3, 7, 5]], |v| {
+        resample::mean_2x2(&v[0])
+    });
     gradients("bilinear", &[&[2, 3, 6, 4]], |v| {
         resample::bilinear(&v[0], 9, 7)
     });
-    gradients("batch norm", &[&[2, 3, 6, 4], &[3], &[3]], |v| {
-        Ok(batch_norm::normalise(&v[0], &v[1], &v[2], true)?.0)
-    });
+    for relu in [true, false] {
+        gradients("batch norm", &[&[2, 3, 6, 4], &[3], &[3]], |v| {
+            Ok(batch_norm::normalise(&v[0], &v[1], &v[2], relu)?.0)
+        });
+    }
+    for (side, stride, partial) in [(2, 2, false), (3, 2, true), (3, 2, false)] {
+        gradients("max pooling", &[&[2, 3, 12, 9]], |v| {
+            max_pool(&v[0], side, stride, partial)
+        });
+    }
+}
+
+/// Those that the networks of training have: strided, of one channel, with and without bias, of kernels with an even side.
+#[test]
+fn convolutions_of_training() {
+    for (b, c, c_out, k, padding, stride) in [
+        (2, 32, 48, 3, 1, 1),
+        (2, 3, 16, 7, 3, 1),
+        (2, 3, 16, 3, 0, 2),
+        (6, 1, 1, 13, 6, 4),
+        (2, 16, 8, 1, 0, 1),
+        (2, 4, 6, 4, 0, 1),
+        (2, 16, 3, 7, 0, 1),
+    ] {
+        let what = format!("convolution of {c} to {c_out} by {k}, {padding}, {stride}");
+        let (x, weight) = ([b, c, 33, 34], [c_out, c, k, k]);
+        // Of both values and gradients sums are long.
+        on_device(&what, DType::F32, 1e-4, |device, dtype| {
+            let (x, weight) = (at(&x, 1, device, dtype)?, at(&weight, 2, device, dtype)?);
+            // Learnt from, so that it is not the op of inference.
+            let weight = Var::from_tensor(&weight)?;
+            conv2d::conv2d(&x, &weight, None, padding, stride, 1)
+        });
+        for (products, limit) in [
+            (Products::Exact, 1e-3),
+            (Products::Tf32, 5e-3),
+            (Products::Bf16, 3e-2),
+        ] {
+            gradients_within(limit, &what, &[&x, &weight, &[c_out]], |v| {
+                multiplying(products, || {
+                    conv2d::conv2d(&v[0], &v[1], Some(&v[2]), padding, stride, 1)
+                })
+            });
+        }
+    }
+}
+
+#[test]
+fn statistics_of_a_batch() {
+    for part in [0, 1] {
+        on_device("statistics", DType::F32, 1e-5, |device, dtype| {
+            let x = (at(&[3, 5, 9, 7], 1, device, dtype)? * 2.0)?;
+            let (weight, bias) = (at(&[5], 2, device, dtype)?, at(&[5], 3, device, dtype)?);
+            let (_, statistics) = batch_norm::normalise(&(x + 0.5)?, &weight, &bias, true)?;
+            Ok([statistics.mean, statistics.variance][part].clone())
+        });
+    }
 }

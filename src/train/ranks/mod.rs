@@ -97,6 +97,15 @@ impl Ranks {
         )))
     }
 
+    /// The same, a process by itself, computing elsewhere.
+    #[must_use]
+    pub fn on(mut self, device: Device) -> Self {
+        if self.others.is_none() {
+            self.device = device;
+        }
+        self
+    }
+
     /// From 0 on.
     pub fn rank(&self) -> usize {
         self.rank

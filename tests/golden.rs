@@ -1,7 +1,7 @@
 //! The networks and the arithmetic of motion against what the reference computed.
 //!
 //! The records come from PaddleGAN, `*.no_border_blend` from first-order-model, `mimic-small` from
-//! the program that trained it. All pictures in them are drawn.
+//! the networks of `benches/peers` in PyTorch. All pictures in them are drawn.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "shows the distances to the record")]

@@ -243,3 +243,17 @@ fn rates_fall_at_milestones_or_along_a_cosine() {
     assert!((config.rate_factor(500, 10, 1000) - 0.5).abs() < 1e-9);
     assert!(config.rate_factor(1000, 10, 1000) < 1e-9);
 }
+
+#[test]
+fn the_files_that_come_with_mimic_are_read() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let mut read = 0;
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let config = TrainConfig::from_yaml(&text, &[]);
+        assert!(config.is_ok(), "{}: {:?}", path.display(), config.err());
+        read += 1;
+    }
+    assert!(read > 0);
+}

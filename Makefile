@@ -16,13 +16,14 @@ CROP = 150,60,670,580
 GIF_FROM = 0.6
 GIF_SECONDS = 3.5
 
-.PHONY: help demo test test-camera test-ranks soak run bench gpu-check gpu-pack fuzz screenshots packages
+.PHONY: help demo test test-camera test-ranks check-elsewhere soak run bench gpu-check gpu-pack fuzz screenshots packages
 
 help:
 	@echo 'make demo    make the Mona Lisa follow a drawn performer: output/result.mp4, output/demo.gif'
 	@echo 'make test    run every test'
 	@echo 'make test-camera   try the camera code in a virtual machine (Debian; fetches a kernel, 85 MB, once)'
 	@echo 'make test-ranks    train by two processes of mpirun (installs OpenMPI; builds mimic again with the feature mpi)'
+	@echo 'make check-elsewhere   see that mimic compiles for macOS and Windows (Linux; fetches zig, 90 MB, once)'
 	@echo 'make run     open the window'
 	@echo 'make soak    run the demo in the window for SOAK_SECONDS=$(SOAK_SECONDS) and see that memory stays flat'
 	@echo 'make bench   time mimic, PyTorch and ONNX Runtime on this machine (THREADS=$(THREADS), Python in VENV=$(VENV))'
@@ -57,6 +58,9 @@ test-camera:
 test-ranks:
 	@scripts/packages.sh mpi
 	cargo test --locked --features mpi --test ranks
+
+check-elsewhere: packages
+	VENV=$(VENV) scripts/check-elsewhere.sh
 
 soak: packages
 	cargo run --locked --release -- bench --window --seconds $(SOAK_SECONDS)

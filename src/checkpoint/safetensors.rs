@@ -4,7 +4,6 @@
 //! header's metadata: `config`, the model's configuration as JSON, and `name`.
 
 use std::collections::BTreeMap;
-use std::fs::Permissions;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -252,6 +251,9 @@ pub(crate) fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFil
     let mut builder = tempfile::Builder::new();
     builder.prefix(".mimic-");
     #[cfg(unix)]
-    builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
     builder.tempfile_in(directory)
 }

@@ -66,8 +66,9 @@ impl Isa {
                 found.push(Self::Avx2);
             }
         }
-        #[cfg(target_arch = "aarch64")]
-        found.push(Self::Neon);
+        if cfg!(target_arch = "aarch64") {
+            found.push(Self::Neon);
+        }
         found.push(Self::Portable);
         found
     }

@@ -394,8 +394,9 @@ fn find(which: &CameraInfo, connected: Vec<CameraInfo>) -> Option<CameraInfo> {
         .max_by_key(rank)
 }
 
+#[cfg(target_os = "linux")]
 fn through_nokhwa() -> bool {
-    !cfg!(target_os = "linux") || std::env::var_os(VARIABLE).is_some_and(|value| value == "nokhwa")
+    std::env::var_os(VARIABLE).is_some_and(|value| value == "nokhwa")
 }
 
 fn list_now() -> Vec<CameraInfo> {

@@ -53,7 +53,8 @@ pub(super) fn run(args: &Args, stop: &AtomicBool) -> Result<(), Failure> {
     if args.only_prune {
         config.model = as_teacher(&teacher.config, &config.model);
     }
-    let mut compression = Compression::open(teacher, config, available_threads())?;
+    let card = args.changes.card()?;
+    let mut compression = Compression::open(teacher, config, card, available_threads())?;
     let (rows, done) = compression.run(tell, stop)?;
     print!("{}", compress::markdown(&rows));
     if done {

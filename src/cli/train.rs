@@ -29,9 +29,6 @@ pub(super) struct Args {
     /// End after so many steps in all
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
-    /// Where a process by itself computes: auto (NVIDIA's card where this build has cuDNN, else the CPU), cpu, cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    device: Choice,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -60,6 +57,9 @@ pub(super) struct Changes {
     /// Memory for frames in MB
     #[arg(long, value_name = "MB")]
     cache: Option<u64>,
+    /// Where a process by itself computes: auto (NVIDIA's card where this build has cuDNN, else the CPU), cpu, cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: Choice,
 }
 
 impl Changes {
@@ -96,6 +96,34 @@ impl Changes {
         config.recipe.seed = self.seed.unwrap_or(config.recipe.seed);
         config.recipe.cache = self.cache.unwrap_or(config.recipe.cache);
         Ok(config)
+    }
+
+    /// The card to train on, which is said; none for the CPU.
+    pub(super) fn card(&self) -> Result<Option<Card>, Failure> {
+        let trains = |card: &Choice| matches!(card, Choice::Cuda(_)) && cfg!(feature = "cudnn");
+        let candidates = match self.device {
+            Choice::Cpu => return Ok(None),
+            Choice::Auto => self.device.order(),
+            card if trains(&card) => vec![card],
+            card => {
+                return Err(Failure::Usage(format!(
+                    "{card}: training takes NVIDIA's cards by cuDNN (cargo build --features cudnn) and CPUs alone"
+                )));
+            }
+        };
+        for candidate in candidates.into_iter().filter(trains) {
+            match device::open(candidate) {
+                Ok(card) => {
+                    eprintln!("training on {}", card.name);
+                    return Ok(Some(card));
+                }
+                Err(why) if self.device == Choice::Auto => {
+                    eprintln!("{why}; training on the CPU");
+                }
+                Err(why) => return Err(Failure::Job(why)),
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -146,9 +174,8 @@ fn run_training(args: &Args, stop: &AtomicBool) -> Result<(), Failure> {
     };
     let mut ranks = Ranks::meet(Arc::new(gone))?;
     if ranks.size() == 1
-        && let Some(card) = card(args.device)?
+        && let Some(card) = args.changes.card()?
     {
-        eprintln!("training on {}", card.name);
         ranks = ranks.on(card.device);
     }
     let (rank, first) = (ranks.rank(), ranks.is_first());
@@ -166,27 +193,6 @@ fn run_training(args: &Args, stop: &AtomicBool) -> Result<(), Failure> {
         }
     }
     result
-}
-
-/// The card to train on; none for the CPU.
-fn card(asked: Choice) -> Result<Option<Card>, Failure> {
-    let trains = |card: &Choice| matches!(card, Choice::Cuda(_)) && cfg!(feature = "cudnn");
-    match asked {
-        Choice::Auto => {
-            for card in asked.order().into_iter().filter(trains) {
-                match device::open(card) {
-                    Ok(card) => return Ok(Some(card)),
-                    Err(why) => eprintln!("{why}; training on the CPU"),
-                }
-            }
-            Ok(None)
-        }
-        Choice::Cpu => Ok(None),
-        card if trains(&card) => device::open(card).map(Some).map_err(Failure::Job),
-        card => Err(Failure::Usage(format!(
-            "{card}: training takes NVIDIA's cards by cuDNN (cargo build --features cudnn) and CPUs alone"
-        ))),
-    }
 }
 
 /// Of several processes that write below each other, which one failed.
@@ -246,6 +252,11 @@ pub(super) fn tell(progress: &Progress<'_>) {
                 "step {step}/{total}  loss {sum:.3}  ({})  {speed:.2} steps/s, {} left{skipped}",
                 parts.join(", "),
                 indicatif::HumanDuration(std::time::Duration::from_secs_f64(left.min(1e9))),
+            );
+        }
+        Progress::Statistics { done, of } => {
+            eprintln!(
+                "measuring batch norm's statistics: {done} of {of} pairs (Ctrl-C to leave it)"
             );
         }
         Progress::Saved { path } => eprintln!("saved {}", path.display()),

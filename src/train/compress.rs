@@ -21,10 +21,12 @@ use super::distil::{Lesson, Stage, as_teacher};
 use super::error::Error;
 use super::evaluate;
 use super::prune;
+use super::ranks::Ranks;
 use super::state;
 use super::trainer::{self, MODEL, Options, STATE, Trainer};
 use crate::animate::Engine;
 use crate::checkpoint;
+use crate::device::Card;
 use crate::model::{ModelConfig, Networks, packed};
 use crate::ops::threads::Workers;
 
@@ -113,6 +115,7 @@ pub struct Compression {
     teacher: Teacher,
     config: TrainConfig,
     networks: Networks,
+    device: Device,
     threads: usize,
     record: Record,
 }
@@ -126,12 +129,18 @@ const STAGES: [(Stage, &str); 4] = [
 ];
 
 impl Compression {
-    /// Compares teacher, student (the model of `config`) and what an earlier call left in the output folder.
+    /// Compares teacher, student (the model of `config`) and what an earlier call left in the output folder. It learns on
+    /// the card, or the CPU, and is measured on the CPU with so many threads.
     ///
     /// # Errors
     /// When the student cannot learn from this teacher, the folder is another compression's, or there is no
     /// clip to measure by.
-    pub fn open(teacher: Teacher, config: TrainConfig, threads: usize) -> Result<Self, Error> {
+    pub fn open(
+        teacher: Teacher,
+        config: TrainConfig,
+        card: Option<Card>,
+        threads: usize,
+    ) -> Result<Self, Error> {
         let (large, small) = (&teacher.config, &config.model);
         let complain = |what: String| {
             Err(Error::Teacher {
@@ -155,7 +164,8 @@ impl Compression {
         taught.check()?;
         // Before hours of training.
         data::find(&config.data, Split::Test)?;
-        let networks = Networks::new(&taught, &teacher.tensors, &Device::Cpu)?;
+        let device = card.map_or(Device::Cpu, |card| card.device);
+        let networks = Networks::new(&taught, &teacher.tensors, &device)?;
         let size = parameters(&teacher.tensors);
         let mut record = Record {
             teacher: (teacher.name.clone(), size),
@@ -183,6 +193,7 @@ impl Compression {
             teacher,
             config,
             networks,
+            device,
             threads,
             record,
         })
@@ -313,7 +324,8 @@ impl Compression {
             name: folder,
             steps,
         });
-        let mut trainer = Trainer::open(config, &options)?;
+        let mut alone = Ranks::default().on(self.device.clone());
+        let mut trainer = Trainer::open_among(config, &options, &mut alone)?;
         trainer.run(|progress| tell(&Progress::Training(progress)), stop)?;
         Ok(trainer.counters().step >= steps)
     }

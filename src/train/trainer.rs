@@ -96,6 +96,13 @@ pub enum Progress<'a> {
         /// Steps that were skipped so far.
         skipped: u64,
     },
+    /// Batch norm's statistics are measured anew for the model.
+    Statistics {
+        /// Pairs done.
+        done: usize,
+        /// Pairs in all.
+        of: usize,
+    },
     /// A checkpoint was written.
     Saved {
         /// Where.
@@ -338,8 +345,11 @@ impl Trainer {
         drop(loader);
         if saved != self.counters.step {
             self.save(&output.join(STATE))?;
+            tell(&Progress::Saved {
+                path: &output.join(STATE),
+            });
         }
-        self.export(&output.join(MODEL))?;
+        self.export(&output.join(MODEL), &mut tell, stop)?;
         tell(&Progress::Saved {
             path: &output.join(MODEL),
         });
@@ -513,22 +523,36 @@ impl Trainer {
     }
 
     /// Writes the model that other commands take: the average of the weights if one is kept, batch norm's
-    /// statistics measured anew where the recipe says so.
-    ///
-    /// # Errors
-    /// When the disk is full or clips cannot be read.
-    pub fn export(&self, path: &Path) -> Result<(), Error> {
+    /// statistics measured anew where the recipe says so, unless `stop` is asked for meanwhile.
+    fn export(
+        &self,
+        path: &Path,
+        tell: &mut impl FnMut(&Progress<'_>),
+        stop: &AtomicBool,
+    ) -> Result<(), Error> {
         let mut values = detached(&self.learner);
         values.extend(self.average.clone());
         values.retain(|name, _| !name.starts_with("discriminator."));
-        let recipe = &self.config.recipe;
-        if recipe.statistics > 0 {
+        let of = self.config.recipe.statistics;
+        // A run that was stopped has statistics too; who stops this does without.
+        let stopped = stop.load(Ordering::Relaxed);
+        let goes_on = || stop.load(Ordering::Relaxed) == stopped;
+        if of > 0 {
             let size = self.config.data.batch_size;
             // Samples of another order than those it learnt from.
             let mut loader = Loader::start(&self.dataset, size, |place| u64::MAX / 2 + place)?;
-            let batches = (0..recipe.statistics.div_ceil(size))
-                .map(|_| self.dataset.batch(&loader.next(size)?, &self.device));
-            values = self.learner.measured(&values, batches)?;
+            let count = of.div_ceil(size);
+            let batches = (0..count).take_while(|_| goes_on()).map(|number| {
+                if number.is_multiple_of(count.div_ceil(10)) {
+                    let done = number * size;
+                    tell(&Progress::Statistics { done, of });
+                }
+                self.dataset.batch(&loader.next(size)?, &self.device)
+            });
+            let measured = self.learner.measured(&values, batches)?;
+            if goes_on() {
+                values = measured;
+            }
         }
         let name = self
             .config

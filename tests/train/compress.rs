@@ -217,7 +217,7 @@ fn a_compression_that_was_stopped_goes_on_as_if_it_had_not_been() {
             }
             _ => {}
         };
-        Compression::open(teacher, config, 1)
+        Compression::open(teacher, config, None, 1)
             .unwrap()
             .run(tell, &stop)
             .unwrap()

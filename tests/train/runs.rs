@@ -83,6 +83,39 @@ fn a_run_that_was_interrupted_goes_on_as_if_it_had_not_been() {
 }
 
 #[test]
+fn statistics_are_measured_under_the_users_eyes_and_can_be_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    clips(folder.path());
+    let model_of = |case: &str, pairs: usize, stops: bool| {
+        let mut config = config(folder.path(), &format!("{case}/out"));
+        config.recipe.statistics = pairs;
+        let options = Options {
+            steps: Some(2),
+            ..Options::default()
+        };
+        let stop = AtomicBool::new(false);
+        let mut told = Vec::new();
+        let tell = |progress: &Progress<'_>| {
+            if let Progress::Statistics { done, of } = progress {
+                told.push((*done, *of));
+                stop.store(stops && *done > 0, Ordering::Relaxed);
+            }
+        };
+        let mut trainer = Trainer::open(config.clone(), &options).unwrap();
+        trainer.run(tell, &stop).unwrap();
+        (told, fs::read(config.output.join(MODEL)).unwrap())
+    };
+    let (told, plain) = model_of("plain", 0, false);
+    assert!(told.is_empty());
+    let (told, anew) = model_of("anew", 6, false);
+    assert_eq!(told, [(0, 6), (2, 6), (4, 6)]);
+    assert_ne!(anew, plain);
+    let (told, left) = model_of("left", 6, true);
+    assert_eq!(told, [(0, 6), (2, 6)]);
+    assert_eq!(left, plain);
+}
+
+#[test]
 fn mixed_precision_learns_nearly_the_same() {
     let folder = tempfile::tempdir().unwrap();
     clips(folder.path());

@@ -1,8 +1,8 @@
 // What the kernels share: element types, their numbers, where a thread stands.
 //
 // Kernels do arithmetic in f32, whatever their elements are. Each is `extern "C"`, named for its element type, and takes the same
-// arguments: the output, up to three inputs, and Params. A thread that finds nothing to do returns.
-// With MIMIC_HOST the same files are compiled by the host's C++ compiler, for tests (tests/cuda_host/host.h).
+// arguments: the output, three inputs, Params, and where there are more of them three more inputs. A thread that finds nothing to do
+// returns. With MIMIC_HOST the same files are compiled by the host's C++ compiler, for tests (tests/cuda/host.h).
 #pragma once
 
 #ifdef MIMIC_HOST

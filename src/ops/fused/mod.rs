@@ -297,39 +297,51 @@ impl CustomOp1 for Bound<'_> {
     }
 
     fn cpu_fwd(&self, first: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let rest = self.rest.iter();
-        let rest: Vec<_> = rest
-            .map(|arg| arg.as_ref().map(Tensor::storage_and_layout))
-            .collect();
-        let mut args = vec![Some((first, layout))];
-        for held in &rest {
-            args.push(match held {
-                Some((storage, layout)) => match &**storage {
-                    Storage::Cpu(storage) => Some((storage, *layout)),
-                    _ => bail!("{}: arguments of two devices", self.name()),
-                },
-                None => None,
-            });
-        }
-        Ok((self.op.on_cpu(&args)?, self.op.launch.shape.clone()))
+        self.with_rest(
+            (first, layout),
+            |storage| match storage {
+                Storage::Cpu(storage) => Some(storage),
+                _ => None,
+            },
+            |args| self.op.on_cpu(args),
+        )
     }
 
     fn cuda_fwd(&self, first: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.with_rest(
+            (first, layout),
+            |storage| match storage {
+                Storage::Cuda(storage) => Some(storage),
+                _ => None,
+            },
+            |args| self.op.on_cuda(args),
+        )
+    }
+}
+
+impl Bound<'_> {
+    /// Runs it on all its arguments, whose storages are `of` the first one's kind.
+    fn with_rest<S>(
+        &self,
+        first: (&S, &Layout),
+        of: impl Fn(&Storage) -> Option<&S>,
+        run: impl FnOnce(&[Argument<'_, S>]) -> Result<S>,
+    ) -> Result<(S, Shape)> {
         let rest = self.rest.iter();
         let rest: Vec<_> = rest
             .map(|arg| arg.as_ref().map(Tensor::storage_and_layout))
             .collect();
-        let mut args = vec![Some((first, layout))];
+        let mut args = vec![Some(first)];
         for held in &rest {
             args.push(match held {
-                Some((storage, layout)) => match &**storage {
-                    Storage::Cuda(storage) => Some((storage, *layout)),
-                    _ => bail!("{}: arguments of two devices", self.name()),
+                Some((storage, layout)) => match of(storage) {
+                    Some(storage) => Some((storage, *layout)),
+                    None => bail!("{}: arguments of two devices", self.name()),
                 },
                 None => None,
             });
         }
-        Ok((self.op.on_cuda(&args)?, self.op.launch.shape.clone()))
+        Ok((run(&args)?, self.op.launch.shape.clone()))
     }
 }
 

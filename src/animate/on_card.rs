@@ -1,5 +1,6 @@
 //! The networks on a card: how frames get there and back.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
@@ -21,7 +22,6 @@ pub(super) struct OnCard {
     /// Frames as they were recorded; they read what the networks hold, and go before them.
     recorder: Recorder,
     networks: Form,
-    config: ModelConfig,
     pub(super) card: Card,
     pub(super) precision: DType,
     /// How many frames it can make at once, as far as is known.
@@ -80,7 +80,6 @@ impl OnCard {
         Ok(Self {
             recorder: Recorder::default(),
             networks,
-            config: config.clone(),
             card,
             precision,
             at_once: usize::MAX,
@@ -89,7 +88,10 @@ impl OnCard {
     }
 
     pub(super) fn config(&self) -> &ModelConfig {
-        &self.config
+        match &self.networks {
+            Form::Maps(networks) => networks.config(),
+            Form::Planes(networks) => &networks.config,
+        }
     }
 
     pub(super) fn keypoints(&mut self, pictures: &[&[u8]]) -> Result<Vec<Keypoints>> {
@@ -136,6 +138,7 @@ impl OnCard {
     }
 
     fn keypoints_on_card(&mut self, pixels: &Tensor) -> Result<Vec<Keypoints>> {
+        let count = self.config().num_kp;
         let networks = &self.networks;
         let found = self.recorder.run("keypoints", &[pixels], |inputs| {
             Ok(vec![match networks {
@@ -151,7 +154,6 @@ impl OnCard {
             Form::Maps(networks) => networks.has_jacobians(),
             Form::Planes(networks) => networks.keypoint_detector.has_jacobians(),
         };
-        let count = self.config.num_kp;
         Ok(Keypoints::from_numbers(&numbers, count, jacobians))
     }
 
@@ -163,31 +165,21 @@ impl OnCard {
         let Form::Maps(networks) = &self.networks else {
             bail!("networks of another form");
         };
-        let sources: Vec<&mapped::Source> = moves
-            .iter()
-            .filter_map(|(source, _)| match &source.features {
+        let source = of_photos(
+            moves,
+            |features| match features {
                 Features::Maps(source) => Some(source),
                 Features::Planes(_) => None,
-            })
-            .collect();
-        let (Some(&first), true) = (sources.first(), sources.len() == moves.len()) else {
-            bail!("a photo that was prepared by other networks");
-        };
-        // One photo serves the whole batch.
-        let batch;
-        let source = match one_photo(moves) {
-            true => first,
-            false => {
-                batch = mapped::Source::batch(&sources)?;
-                &batch
-            }
-        };
+            },
+            mapped::Source::batch,
+        )?;
         let pairs = Keypoints::pairs(
             moves
                 .iter()
                 .map(|(source, driving)| (&source.keypoints, *driving)),
             &self.card.device,
         )?;
+        let side = networks.config().image_size as usize;
         let [features, small] = source.tensors();
         let shown = self
             .recorder
@@ -195,7 +187,7 @@ impl OnCard {
                 let source = source.with_tensors([&inputs[1], &inputs[2]])?;
                 networks.animate(&source, &inputs[0])
             })?;
-        pictures::fill(&shown, self.config.image_size as usize, out)
+        pictures::fill(&shown, side, out)
     }
 
     fn generate_planes(
@@ -206,24 +198,14 @@ impl OnCard {
         let Form::Planes(networks) = &self.networks else {
             bail!("networks of another form");
         };
-        let sources: Vec<&SourceFeatures> = moves
-            .iter()
-            .filter_map(|(source, _)| match &source.features {
+        let features = of_photos(
+            moves,
+            |features| match features {
                 Features::Planes(source) => Some(&**source),
                 Features::Maps(_) => None,
-            })
-            .collect();
-        let (Some(&first), true) = (sources.first(), sources.len() == moves.len()) else {
-            bail!("a photo that was prepared by other networks");
-        };
-        let batch;
-        let features = match one_photo(moves) {
-            true => first,
-            false => {
-                batch = SourceFeatures::batch(&sources)?;
-                &batch
-            }
-        };
+            },
+            SourceFeatures::batch,
+        )?;
         // As many of the photo's as of the driver's: those of one would be spread by strides, which are not recorded.
         let keypoints = |of: fn(&(&CardSource, &Keypoints)) -> Keypoints| {
             let all: Vec<Keypoints> = moves.iter().map(of).collect();
@@ -237,6 +219,7 @@ impl OnCard {
         inputs.extend(jacobians.into_iter().flatten());
         let numbers = inputs.len();
         inputs.extend(features.tensors());
+        let side = networks.config.image_size as usize;
         let generator = &networks.generator;
         let shown = self.recorder.run("frame", &inputs, |inputs| {
             let (numbers, of_source) = inputs.split_at(numbers);
@@ -248,19 +231,32 @@ impl OnCard {
             let moved = generator.animate(&features, &keypoints(0), &keypoints(1))?;
             pictures::shown(&moved)
         })?;
-        pictures::fill(&shown, self.config.image_size as usize, out)
+        pictures::fill(&shown, side, out)
     }
 
     fn upload(&self, pictures: &[&[u8]]) -> Result<Tensor> {
-        let side = self.config.image_size as usize;
+        let side = self.config().image_size as usize;
         pictures::upload(pictures, side, &self.card.device)
     }
 }
 
-fn one_photo(moves: &[(&CardSource, &Keypoints)]) -> bool {
-    moves
-        .windows(2)
-        .all(|pair| std::ptr::eq(pair[0].0, pair[1].0))
+/// What is kept of the photos in the form that `of` takes: one photo's, which serves the whole batch, or a batch of them.
+fn of_photos<'a, S: Clone>(
+    moves: &[(&'a CardSource, &Keypoints)],
+    of: impl Fn(&'a Features) -> Option<&'a S>,
+    batch: impl FnOnce(&[&S]) -> Result<S>,
+) -> Result<Cow<'a, S>> {
+    let all = moves.iter().map(|(source, _)| of(&source.features));
+    let (Some(all), Some((first, _))) = (all.collect::<Option<Vec<_>>>(), moves.first()) else {
+        bail!("a photo that was prepared by other networks");
+    };
+    let same = moves
+        .iter()
+        .all(|(source, _)| std::ptr::eq(*source, *first));
+    Ok(match same {
+        true => Cow::Borrowed(all[0]),
+        false => Cow::Owned(batch(&all)?),
+    })
 }
 
 /// What Metal leaves to be freed at some time is freed after `work`: the threads of the networks have no loop that does it.

@@ -3,6 +3,7 @@
 use candle_core::{Device, Result, Tensor, bail};
 
 use super::KeypointTensors;
+use crate::ops::fused;
 
 /// The keypoints of one picture.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,7 +40,7 @@ impl Keypoints {
             .collect()
     }
 
-    /// As [`fused::pairs`](crate::ops::fused::pairs): (b, K, 12), f32, of each pair of a photo's keypoints and a driver's, of as many
+    /// As [`fused::pairs`]: (b, K, 12), f32, of each pair of a photo's keypoints and a driver's, of as many
     /// keypoints; zeros where there are no jacobians.
     pub fn pairs<'a>(
         moves: impl Iterator<Item = (&'a Self, &'a Self)>,
@@ -60,7 +61,7 @@ impl Keypoints {
             }
             batch += 1;
         }
-        Tensor::from_vec(numbers, (batch, count, 12), device)
+        Tensor::from_vec(numbers, (batch, count, fused::PAIR), device)
     }
 
     /// A batch for the generator; all have the same number of keypoints, and either all or none

@@ -1,7 +1,6 @@
 //! One photo's faces, made to move as one driver or as several.
 
 use image::RgbaImage;
-use rayon::ThreadPoolBuildError;
 
 use super::engine::{Engine, Source};
 use super::motion::{MotionOptions, carried_over, normalise, normalised_distance};
@@ -31,7 +30,20 @@ pub(crate) struct Direction {
     reference: Reference,
 }
 
-/// One of the frames that are made beside each other: the networks, and the photo they move.
+/// An animator taken apart for frames beside each other.
+#[derive(Debug)]
+pub(crate) struct Lanes<'a> {
+    /// What must see frames in order.
+    pub(crate) direction: &'a mut Direction,
+    /// The photo's faces.
+    pub(crate) sources: &'a [Source],
+    /// Who makes frames.
+    pub(crate) lanes: Vec<Lane<'a>>,
+    /// How many frames each makes at once.
+    pub(crate) at_once: usize,
+}
+
+/// One of those who make frames beside each other: the networks, and the photo they move.
 #[derive(Debug)]
 pub(crate) struct Lane<'a> {
     engine: &'a mut Engine,
@@ -158,43 +170,65 @@ impl Animator {
         &self.predictions
     }
 
-    /// How `batch` frames are made beside each other: by so many lanes, so many at once in each.
-    pub(crate) fn beside(&self, batch: usize) -> (usize, usize) {
-        match self.engine.packed() {
-            Some(engine) => (batch.min(engine.workers().threads()), 1),
-            None => (1, batch),
-        }
-    }
-
-    /// Takes the animator apart for frames beside each other: what must see them in order, and `count`
-    /// lanes that share the photo, the weights and the engine's threads. A frame is the same on each.
+    /// Takes the animator apart for up to `batch` frames beside each other. A frame is the same whoever makes it.
     ///
     /// # Errors
     /// When the system refuses to start a thread.
-    pub(crate) fn lanes(
-        &mut self,
-        count: usize,
-    ) -> Result<(&mut Direction, &[Source], Vec<Lane<'_>>), ThreadPoolBuildError> {
-        let threads = self
-            .engine
-            .packed()
-            .map_or(1, |engine| engine.workers().threads());
-        if count > 1 && self.beside.len() != count {
-            // The first ones have what is left over.
-            let threads = |lane| threads / count + usize::from(lane < threads % count);
-            self.beside.clear();
-            for lane in 0..count {
-                self.beside.extend(self.engine.beside(threads(lane))?);
-            }
-        }
-        let engines = match count {
-            0 | 1 => std::slice::from_mut(&mut self.engine),
-            _ => &mut self.beside[..],
+    pub(crate) fn lanes(&mut self, batch: usize) -> candle_core::Result<Lanes<'_>> {
+        let (engines, at_once) = match self.engine.packed() {
+            Some(_) => (on_threads(&mut self.engine, &mut self.beside, batch)?, 1),
+            None => (on_streams(&mut self.engine, &mut self.beside, batch), batch),
         };
-        let sources = &self.sources;
-        let lanes = engines.iter_mut().map(|engine| Lane { engine, sources });
-        Ok((&mut self.direction, sources, lanes.collect()))
+        let sources = &self.sources[..];
+        let lanes = engines.into_iter().map(|engine| Lane { engine, sources });
+        Ok(Lanes {
+            lanes: lanes.collect(),
+            at_once,
+            direction: &mut self.direction,
+            sources,
+        })
     }
+}
+
+/// The CPU's engines for `batch` frames, among which the threads are divided; they share the weights.
+fn on_threads<'a>(
+    engine: &'a mut Engine,
+    beside: &'a mut Vec<Engine>,
+    batch: usize,
+) -> candle_core::Result<Vec<&'a mut Engine>> {
+    let threads = engine.packed().map_or(1, |e| e.workers().threads());
+    let count = batch.min(threads);
+    if count < 2 {
+        return Ok(vec![engine]);
+    }
+    if beside.len() != count {
+        beside.clear();
+        for lane in 0..count {
+            // The first ones have what is left over.
+            let threads = threads / count + usize::from(lane < threads % count);
+            beside.push(engine.beside(threads)?);
+        }
+    }
+    Ok(beside.iter_mut().collect())
+}
+
+/// A card's engines for batches of `batch` frames, one for each of its streams. It stays at one where the card has no room for
+/// another, or one frame is all that is wanted at a time.
+fn on_streams<'a>(
+    engine: &'a mut Engine,
+    beside: &'a mut Vec<Engine>,
+    batch: usize,
+) -> Vec<&'a mut Engine> {
+    if batch < 2 {
+        return vec![engine];
+    }
+    if beside.is_empty() {
+        match engine.beside(1) {
+            Ok(other) => beside.push(other),
+            Err(error) => tracing::warn!("frames are made by one stream of the card: {error}"),
+        }
+    }
+    std::iter::once(engine).chain(beside).collect()
 }
 
 impl Direction {

@@ -142,20 +142,24 @@ impl Engine {
         }
     }
 
-    /// The same networks on threads of their own: see [`packed::Engine::beside`]. None on a card, where frames that are to be
-    /// made beside each other are one batch.
+    /// The same networks for frames that are made beside this engine's: on the CPU on so many threads of their own (see
+    /// [`packed::Engine::beside`]), on a card by another of its streams.
     ///
     /// # Errors
-    /// When the system refuses to start a thread.
-    pub fn beside(
-        &self,
-        threads: usize,
-    ) -> std::result::Result<Option<Self>, rayon::ThreadPoolBuildError> {
-        let packed = self
-            .packed()
-            .map(|engine| engine.beside(threads))
-            .transpose()?;
-        Ok(packed.map(Self::on_cpu))
+    /// When the system refuses to start a thread, or the card has no room or no further stream.
+    pub fn beside(&self, threads: usize) -> Result<Self> {
+        let run = match &self.run {
+            Run::Packed(engine) => {
+                let engine = engine.beside(threads).map_err(candle_core::Error::wrap)?;
+                Run::Packed(Box::new(engine))
+            }
+            Run::Card(card) => Run::Card(Box::new(card.beside()?)),
+        };
+        Ok(Self {
+            run,
+            why: None,
+            told: false,
+        })
     }
 
     /// The keypoints of a square picture of the model's size, `size * size` RGBA pixels.

@@ -11,7 +11,7 @@ mod smooth;
 pub mod take;
 
 pub use animator::{Animator, BestFrame};
-pub(crate) use animator::{Direction, Lane};
+pub(crate) use animator::{Direction, Lane, Lanes};
 pub use engine::{Engine, Source};
 pub use motion::{MotionOptions, normalise, normalised_distance};
 pub use performer::{PerformOptions, Performer};

@@ -16,6 +16,9 @@ use crate::ops::fused::{self, Recorder};
 use crate::ops::maps;
 use crate::ops::threads::Workers;
 
+/// Streams of a card that networks may have beside each other: while one's frames come and go, the other's are computed.
+pub(super) const STREAMS: usize = 2;
+
 /// Networks on a card.
 #[derive(Debug)]
 pub(super) struct OnCard {
@@ -23,6 +26,8 @@ pub(super) struct OnCard {
     recorder: Recorder,
     networks: Form,
     pub(super) card: Card,
+    /// Which of the streams they have.
+    stream: usize,
     pub(super) precision: DType,
     /// How many frames it can make at once, as far as is known.
     pub(super) at_once: usize,
@@ -43,8 +48,9 @@ enum Form {
 #[derive(Clone, Debug)]
 pub(super) struct CardSource {
     pub(super) keypoints: Keypoints,
-    features: Features,
-    /// The photo, in case the card is lost.
+    /// On each of the streams, as nothing waits for what another does; made when it is first asked for.
+    features: [OnceLock<Features>; STREAMS],
+    /// The photo, from which features are made, also by the CPU in case the card is lost.
     pub(super) rgba: Vec<u8>,
     /// What the CPU makes of it then.
     pub(super) packed: OnceLock<packed::Source>,
@@ -81,9 +87,25 @@ impl OnCard {
             recorder: Recorder::default(),
             networks,
             card,
+            stream: 0,
             precision,
             at_once: usize::MAX,
             spare: Some((tensors.clone(), workers)),
+        })
+    }
+
+    /// The same networks once more, on the card's other stream.
+    pub(super) fn beside(&self) -> Result<Self> {
+        let (Some((tensors, workers)), true) = (&self.spare, self.stream + 1 < STREAMS) else {
+            bail!("{} has no further stream", self.card.name);
+        };
+        let workers = Workers::with_isa(workers.threads(), workers.isa);
+        let workers = workers.map_err(candle_core::Error::wrap)?;
+        let same = Self::new(self.config(), tensors, &self.card, self.precision, workers)?;
+        Ok(Self {
+            stream: self.stream + 1,
+            at_once: self.at_once,
+            ..same
         })
     }
 
@@ -102,25 +124,36 @@ impl OnCard {
     }
 
     pub(super) fn encode(&mut self, rgba: &[u8]) -> Result<CardSource> {
-        pooled(|| {
-            let pixels = self.upload(&[rgba])?;
-            let Some(keypoints) = self.keypoints_on_card(&pixels)?.pop() else {
-                bail!("no keypoints of a picture");
-            };
-            let features = match &self.networks {
-                Form::Maps(networks) => Features::Maps(networks.encode(&pixels)?),
-                Form::Planes(networks) => {
-                    let picture = pictures::planes(&pixels)?;
-                    Features::Planes(Box::new(networks.generator.encode_source(&picture)?))
-                }
-            };
-            Ok(CardSource {
-                keypoints,
-                features,
-                rgba: rgba.to_vec(),
-                packed: OnceLock::new(),
-            })
-        })
+        let Some(keypoints) = self.keypoints(&[rgba])?.pop() else {
+            bail!("no keypoints of a picture");
+        };
+        let source = CardSource {
+            keypoints,
+            features: Default::default(),
+            rgba: rgba.to_vec(),
+            packed: OnceLock::new(),
+        };
+        pooled(|| self.prepare(&source))?;
+        Ok(source)
+    }
+
+    /// Makes a photo's features on this stream, if they have not been asked for before.
+    fn prepare(&self, source: &CardSource) -> Result<()> {
+        let features = &source.features[self.stream];
+        if features.get().is_some() {
+            return Ok(());
+        }
+        let pixels = self.upload(&[&source.rgba])?;
+        let made = match &self.networks {
+            Form::Maps(networks) => Features::Maps(networks.encode(&pixels)?),
+            Form::Planes(networks) => {
+                let picture = pictures::planes(&pixels)?;
+                Features::Planes(Box::new(networks.generator.encode_source(&picture)?))
+            }
+        };
+        // Nobody else has this stream.
+        let _ = features.set(made);
+        Ok(())
     }
 
     pub(super) fn generate(
@@ -131,9 +164,14 @@ impl OnCard {
         if moves.is_empty() {
             return Ok(());
         }
-        pooled(|| match self.networks {
-            Form::Maps(_) => self.generate_maps(moves, out),
-            Form::Planes(_) => self.generate_planes(moves, out),
+        pooled(|| {
+            for (source, _) in moves {
+                self.prepare(source)?;
+            }
+            match self.networks {
+                Form::Maps(_) => self.generate_maps(moves, out),
+                Form::Planes(_) => self.generate_planes(moves, out),
+            }
         })
     }
 
@@ -167,6 +205,7 @@ impl OnCard {
         };
         let source = of_photos(
             moves,
+            self.stream,
             |features| match features {
                 Features::Maps(source) => Some(source),
                 Features::Planes(_) => None,
@@ -200,6 +239,7 @@ impl OnCard {
         };
         let features = of_photos(
             moves,
+            self.stream,
             |features| match features {
                 Features::Planes(source) => Some(&**source),
                 Features::Maps(_) => None,
@@ -240,13 +280,15 @@ impl OnCard {
     }
 }
 
-/// What is kept of the photos in the form that `of` takes: one photo's, which serves the whole batch, or a batch of them.
+/// What is kept of the photos on a stream in the form that `of` takes: one photo's, which serves the whole batch, or a batch of them.
 fn of_photos<'a, S: Clone>(
     moves: &[(&'a CardSource, &Keypoints)],
+    stream: usize,
     of: impl Fn(&'a Features) -> Option<&'a S>,
     batch: impl FnOnce(&[&S]) -> Result<S>,
 ) -> Result<Cow<'a, S>> {
-    let all = moves.iter().map(|(source, _)| of(&source.features));
+    let kept = |source: &'a CardSource| source.features[stream].get().and_then(&of);
+    let all = moves.iter().map(|(source, _)| kept(source));
     let (Some(all), Some((first, _))) = (all.collect::<Option<Vec<_>>>(), moves.first()) else {
         bail!("a photo that was prepared by other networks");
     };

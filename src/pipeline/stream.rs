@@ -7,8 +7,8 @@
 //!
 //! A lane makes whole frames, keypoints to picture, by itself: on two cores, two frames of one thread each
 //! take less time than two of two, whose threads wait for each other in every layer. Frames go to the
-//! lanes in turn and are fetched from them in turn, so their order is kept without sorting. On a graphics card there is one lane, which
-//! makes several frames at once. What must see
+//! lanes in turn and are fetched from them in turn, so their order is kept without sorting. On a graphics card a lane is a stream, whose
+//! turn is a batch of frames that it makes at once: while they come and go, the other lane's are computed. What must see
 //! frames in order (the reference, smoothing) is one value that goes round the lanes between a frame's
 //! keypoints and its picture.
 //!
@@ -24,7 +24,7 @@ use std::time::Instant;
 use super::driving::{Driving, Views};
 use super::live::panic_text;
 use super::offline::{Error, Stages, enhance};
-use crate::animate::{Animator, Direction, Lane, Smoother, Source};
+use crate::animate::{Animator, Direction, Lane, Lanes, Smoother, Source};
 use crate::faces::Enhancer;
 use crate::frame::Prediction;
 use crate::gpu::{Compositor, PasteSettings};
@@ -63,13 +63,18 @@ pub(super) fn stream(
     mut progress: impl FnMut(u64),
     cancel: &AtomicBool,
 ) -> Result<(Compose, Streamed), Error> {
-    let (count, at_once) = animator.beside(batch);
-    let (direction, sources, lanes) = animator.lanes(count).map_err(|e| Error::Thread {
+    let Lanes {
+        direction,
+        sources,
+        lanes,
+        at_once,
+    } = animator.lanes(batch).map_err(|e| Error::Thread {
         name: "infer",
         why: e.to_string(),
     })?;
+    let count = lanes.len();
     // At most so many wait before and behind a lane.
-    let ahead = batch.div_ceil(count);
+    let ahead = at_once.max(batch.div_ceil(count));
     let mut order = Order {
         direction,
         sources,
@@ -79,7 +84,7 @@ pub(super) fn stream(
         frames: 0,
     };
     std::thread::scope(|scope| {
-        let (spent_views, reuse_views) = sync_channel(2 * batch + 2);
+        let (spent_views, reuse_views) = sync_channel(2 * count * ahead + 2);
         let (written, frames_written) = sync_channel(batch);
         // Ends with this function, whatever ends it: then everybody stops.
         let mut to_lanes = Vec::new();
@@ -114,10 +119,10 @@ pub(super) fn stream(
             running.push(spawn(scope, "infer", move || task.run())?);
         }
         let decoder = spawn(scope, "decode", move || {
-            decode(driving, &to_lanes, &reuse_views)
+            decode(driving, in_turn(&to_lanes, at_once), &reuse_views)
         })?;
         let encoder = spawn(scope, "encode", move || {
-            encode(compose, &from_lanes, &written)
+            encode(compose, in_turn(&from_lanes, at_once), &written)
         })?;
 
         let mut frames = 0;
@@ -237,14 +242,20 @@ impl Task<'_, '_, '_> {
     }
 }
 
+/// The lanes as frames come to them: `at_once` to the first, as many to the next, and so on round.
+fn in_turn<T>(lanes: &[T], at_once: usize) -> impl Iterator<Item = &T> {
+    let rounds = lanes.iter().cycle();
+    rounds.flat_map(move |lane| std::iter::repeat_n(lane, at_once))
+}
+
 /// The decoding thread: gives the seconds it waited for pictures.
-fn decode(
+fn decode<'a>(
     mut driving: Driving,
-    lanes: &[SyncSender<Views>],
+    lanes: impl Iterator<Item = &'a SyncSender<Views>>,
     spent: &Receiver<Views>,
 ) -> Result<f64, Error> {
     let mut seconds = 0.0;
-    for lane in lanes.iter().cycle() {
+    for lane in lanes {
         let mut views = spent.try_recv().unwrap_or_default();
         if !timed(&mut seconds, || driving.read(&mut views))? || lane.send(views).is_err() {
             break;
@@ -257,13 +268,13 @@ fn decode(
 type Made = (Receiver<Vec<Prediction>>, SyncSender<Vec<Prediction>>);
 
 /// The encoding thread: gives back what it owns, and the seconds of enhancing, composing and writing.
-fn encode(
+fn encode<'a>(
     mut compose: Compose,
-    lanes: &[Made],
+    lanes: impl Iterator<Item = &'a Made>,
     written: &SyncSender<()>,
 ) -> Result<(Compose, [f64; 3]), Error> {
     let [mut enhancing, mut composing, mut writing] = [0.0; 3];
-    for (frames, spent) in lanes.iter().cycle() {
+    for (frames, spent) in lanes {
         // The first lane that has no more frame is the one after the last frame's.
         let Ok(mut made) = frames.recv() else { break };
         timed(&mut enhancing, || enhance(&mut compose.enhancer, &mut made))?;

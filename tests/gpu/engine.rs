@@ -1,11 +1,17 @@
 //! The engine of a card: a batch is its frames, its pictures are those of the CPU's engine.
 
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
 use image::RgbaImage;
 use mimic::animate::load::{self, ConfigSource};
+use mimic::animate::take::{Header, Writer};
 use mimic::animate::{Animator, Engine, MotionOptions, Source};
 use mimic::frame::Prediction;
+use mimic::gpu::{self, PasteSettings};
 use mimic::model::{Keypoints, packed};
 use mimic::ops::threads::Workers;
+use mimic::pipeline::offline::{self, Faces, Job, ReferenceFrame, Window};
 
 use crate::{card, common};
 
@@ -132,5 +138,64 @@ fn several_faces_are_animated_as_one_batch() {
     for (made, face) in made.iter().zip(&faces) {
         let off = mean(&made.rgba, face);
         assert!(off < 25.0, "{off}");
+    }
+}
+
+/// Seven frames, smoothed, by one stream frame by frame, and by two, two frames each in turn: the last turn is not full.
+#[test]
+fn a_jobs_frames_are_the_same_by_one_stream_and_by_two() {
+    let folder = tempfile::tempdir().unwrap();
+    let (engine, _) = engines();
+    let mut animator = Animator::new(engine, MotionOptions::default());
+    let photo = picture("source", animator.size());
+    photo.save(folder.path().join("photo.png")).unwrap();
+    let mut pose = animator.keypoints(&photo);
+    let take = folder.path().join("motion.mimic-take");
+    let mut writer = Writer::create(&take, Header::of("any", &pose)).unwrap();
+    for i in 0..7 {
+        pose.value[i][1] += if i % 2 == 0 { 0.15 } else { -0.15 };
+        writer.push(i as f64 / 25.0, &pose).unwrap();
+    }
+    assert_eq!(writer.finish().unwrap(), 7);
+
+    let mut frames = |batch: usize| -> Vec<RgbaImage> {
+        let job = job(folder.path(), &take, batch);
+        let report = offline::run(&job, &mut animator, |_| {}, &AtomicBool::new(false)).unwrap();
+        assert_eq!(report.frames, 7);
+        let files = report.outputs.iter();
+        files
+            .map(|file| image::open(file).unwrap().into_rgba8())
+            .collect()
+    };
+    let (singly, together) = (frames(1), frames(2));
+    assert_eq!((singly.len(), together.len()), (7, 7));
+    assert!(mean(&singly[0], &singly[6]) > 1.0);
+    for (i, (one, other)) in singly.iter().zip(&together).enumerate() {
+        let off = mean(one, other);
+        println!("frame {i}: {off:.3} steps of 255 off");
+        assert!(off < 0.25, "frame {i}: {off} steps of 255 off");
+    }
+}
+
+/// A folder's photo, moved by a take into numbered pictures, which needs no other program.
+fn job(folder: &Path, take: &Path, batch: usize) -> Job {
+    Job {
+        photo: folder.join("photo.png"),
+        faces: Faces::Whole,
+        roles: Vec::new(),
+        clip: take.to_owned(),
+        window: Window::Whole,
+        mirror: false,
+        reference: ReferenceFrame::Number(0),
+        output: folder.join(format!("{batch}-%d.png")),
+        audio: false,
+        provenance: false,
+        signer: None,
+        paste: PasteSettings::default(),
+        ratios: Vec::new(),
+        smoothing: 1.0,
+        enhancement: None,
+        compositor: gpu::Choice::Cpu,
+        batch,
     }
 }

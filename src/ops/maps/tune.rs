@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUevent_flags, CUstreamCaptureStatus};
-use candle_core::cuda_backend::{DeviceId, WrapErr};
 use candle_core::{CudaDevice, DType, Result};
 
 use super::convolution::{Cut, Job, by_cards_alone};
@@ -15,9 +15,10 @@ const RUNS: u32 = 8;
 /// Clocks for which the card is held up, so that what is timed is not the host's launching: a third of a millisecond.
 const HELD: u32 = 600_000;
 
-type Known = Vec<(DeviceId, (Params, DType, [bool; 2]), Cut)>;
+/// By the card's number.
+type Known = Vec<(usize, (Params, DType, [bool; 2]), Cut)>;
 
-/// What has been found.
+/// What has been found, whichever stream asked.
 static KNOWN: Mutex<Known> = Mutex::new(Vec::new());
 
 /// The quickest cut.
@@ -26,9 +27,9 @@ static KNOWN: Mutex<Known> = Mutex::new(Vec::new());
 /// When the card fails.
 pub(super) fn best(job: &Job<'_>) -> Result<Cut> {
     let card = job.device().as_cuda_device()?;
-    let key = job.key();
+    let (number, key) = (card.cuda_stream().context().ordinal(), job.key());
     let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let find = |(id, of, _): &&(DeviceId, _, Cut)| *id == card.id() && *of == key;
+    let find = |(on, of, _): &&(usize, _, Cut)| *on == number && *of == key;
     if let Some((_, _, cut)) = known().iter().find(find) {
         return Ok(*cut);
     }
@@ -46,7 +47,7 @@ pub(super) fn best(job: &Job<'_>) -> Result<Cut> {
         }
     }
     tracing::debug!("{:?}: {:?}, {:.1} us", key.0, best.1, best.0 * 1e3);
-    known().push((card.id(), key, best.1));
+    known().push((number, key, best.1));
     Ok(best.1)
 }
 

@@ -12,6 +12,17 @@ pub fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Lets the allocator keep what is freed, for work that asks for the same memory again and again: else every large tensor's pages
+/// come from the system anew, zeroed, which took a fifth of a training step. For as long as the process lives.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it changes when memory goes back to the system and nothing else. Refusals cost time alone.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
+    }
+}
+
 /// A pool of worker threads with the scratch memory of each, and the instruction set they run.
 ///
 /// Run a whole frame inside [`Workers::install`]: then a layer costs no hand-over between pools.

@@ -33,7 +33,7 @@ use crate::model::Perceptual;
 use crate::model::perceptual::Kind;
 #[cfg(feature = "cudnn")]
 use crate::ops::card;
-use crate::ops::fused;
+use crate::ops::{fused, threads};
 
 /// So many steps without numbers in a row end a run.
 const MOST_SKIPPED: usize = 100;
@@ -169,6 +169,9 @@ impl Trainer {
         #[cfg(feature = "cudnn")]
         if device.is_cuda() {
             card::keep_memory(&device)?;
+        }
+        if device.is_cpu() {
+            threads::keep_freed_memory();
         }
         let dataset = Dataset::open(&config.data, &config.recipe, config.model.image_size)?;
         let perceptual = perceptual(&config, &device)?;

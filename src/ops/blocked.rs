@@ -169,13 +169,11 @@ impl Size {
 /// Packs a (c, h, w) tensor.
 pub fn pack(planar: &[f32], channels: &Channels, size: Size) -> Buffer {
     let mut packed = Buffer::zeroed(size.values(channels.blocks()));
-    for (place, channel) in channels.places().into_iter().enumerate() {
-        let Some(channel) = channel else { continue };
-        let plane = &planar[channel * size.pixels()..][..size.pixels()];
-        let block = &mut packed[place / BLOCK * size.pixels() * BLOCK..];
-        for (pixel, &value) in plane.iter().enumerate() {
-            block[pixel * BLOCK + place % BLOCK] = value;
-        }
+    let mut planes = planar;
+    for (block, fill) in packed.chunks_mut(size.values(1)).zip(channels.fill()) {
+        let (mine, rest) = planes.split_at(fill * size.pixels());
+        pack_block(mine, block);
+        planes = rest;
     }
     packed
 }
@@ -183,12 +181,46 @@ pub fn pack(planar: &[f32], channels: &Channels, size: Size) -> Buffer {
 /// The (c, h, w) tensor of a packed one.
 pub fn unpack(packed: &[f32], channels: &Channels, size: Size) -> Vec<f32> {
     let mut planar = vec![0.0; channels.count() * size.pixels()];
-    for (place, channel) in channels.places().into_iter().enumerate() {
-        let Some(channel) = channel else { continue };
-        let block = &packed[place / BLOCK * size.pixels() * BLOCK..];
-        for pixel in 0..size.pixels() {
-            planar[channel * size.pixels() + pixel] = block[pixel * BLOCK + place % BLOCK];
-        }
+    let mut planes = &mut planar[..];
+    for (block, fill) in packed.chunks(size.values(1)).zip(channels.fill()) {
+        let (mine, rest) = planes.split_at_mut(fill * size.pixels());
+        unpack_block(block, mine);
+        planes = rest;
     }
     planar
+}
+
+/// Up to sixteen planes into their block; what they do not fill becomes zero.
+pub(super) fn pack_block(planes: &[f32], block: &mut [f32]) {
+    let (pixels, _) = block.as_chunks_mut::<BLOCK>();
+    let count = pixels.len();
+    let fill = planes.len() / count.max(1);
+    if fill < BLOCK {
+        pixels.fill([0.0; BLOCK]);
+    }
+    // A cache line of each plane at a time.
+    for first in (0..count).step_by(BLOCK) {
+        let pixels = &mut pixels[first..(first + BLOCK).min(count)];
+        for c in 0..fill {
+            let plane = &planes[c * count + first..][..pixels.len()];
+            for (pixel, &value) in pixels.iter_mut().zip(plane) {
+                pixel[c] = value;
+            }
+        }
+    }
+}
+
+/// The planes of a block, as many as there is room for.
+pub(super) fn unpack_block(block: &[f32], planes: &mut [f32]) {
+    let (pixels, _) = block.as_chunks::<BLOCK>();
+    let count = pixels.len();
+    for first in (0..count).step_by(BLOCK) {
+        let pixels = &pixels[first..(first + BLOCK).min(count)];
+        for c in 0..planes.len() / count {
+            let plane = &mut planes[c * count + first..][..pixels.len()];
+            for (value, pixel) in plane.iter_mut().zip(pixels) {
+                *value = pixel[c];
+            }
+        }
+    }
 }

@@ -3,7 +3,8 @@
 //! candle's forward is good and its backward is not: the gradient of the input is a naive transposed
 //! convolution, that of the weight a convolution with a kernel as large as the picture. Here all three
 //! are matrix products over unfolded pictures (im2col), a cache-sized tile at a time, and always the
-//! side with fewer channels is unfolded. Sums are taken in an order that depends on the sizes alone,
+//! side with fewer channels is unfolded; in f32, with enough channels and a stride of one, they are the engine's kernels
+//! ([`super::packed`]). Sums are taken in an order that depends on the sizes alone,
 //! so that a run can be repeated to the last bit on any number of threads.
 //!
 //! On NVIDIA's cards cuDNN does the same (`ops/card`). Elsewhere (other cards, half precision) candle's own are used, but for one kernel
@@ -182,9 +183,10 @@ impl Conv2d {
     fn forward<T: Element>(&self, x: &[T], dims: [usize; 4], weight: &[T], bias: &[T]) -> Vec<T> {
         let [_, c_in, ..] = dims;
         let c_out = bias.len();
+        let quick = T::quick(self.window, c_in, c_out).is_some();
         if self.depthwise {
             depthwise(x, dims, weight, Some(bias), self.window)
-        } else if self.window.stride == 1 && 2 * c_out <= c_in {
+        } else if self.window.stride == 1 && 2 * c_out <= c_in && !quick {
             let flipped = flip(weight, c_out, c_in, self.window.side);
             let to = self.window.output(dims);
             let mut y = scatter(x, dims, &flipped, c_out, self.window.mirrored(), to);
@@ -209,6 +211,7 @@ impl Conv2d {
         let device = x.device();
         let (grad, weights) = (values::<T>(grad)?, values::<T>(weight)?);
         let whole = self.window.stride == 1;
+        let quick = T::quick(self.window, c_in, c_out).is_some();
 
         let of_x = if !wanted[0] {
             None
@@ -219,7 +222,7 @@ impl Conv2d {
                     .flat_map(|taps| taps.iter().rev().copied())
                     .collect();
                 depthwise(&grad, out, &flipped, None, self.window.mirrored())
-            } else if whole && 2 * c_in > c_out {
+            } else if quick || (whole && 2 * c_in > c_out) {
                 let flipped = flip(&weights, c_out, c_in, k);
                 gather(&grad, out, &flipped, None, c_in, self.window.mirrored())
             } else {
@@ -233,7 +236,7 @@ impl Conv2d {
             let x = values::<T>(x)?;
             let values = if self.depthwise {
                 depthwise_weight(&x, dims, &grad, out, self.window)
-            } else if whole && 2 * c_out <= c_in {
+            } else if whole && 2 * c_out <= c_in && !quick {
                 // Pixels of the input against the unfolded gradient.
                 let mirrored = self.window.mirrored();
                 flip(
@@ -400,21 +403,40 @@ mod tests {
         gradient::check(&inputs, |v| conv2d(&v[0], &v[1], None, 1, 1, 3));
     }
 
+    /// Channels that the engine's kernels take: whole blocks and parts of them, bands and pictures that end anywhere.
     #[test]
-    fn f32_gradients_of_many_tiles_are_those_of_f64() {
-        let inputs = [
-            random(&[2, 20, 70, 66], 1),
-            random(&[24, 20, 3, 3], 2),
-            random(&[24], 3),
-        ];
-        let of = |dtype: DType| {
-            let inputs: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
-            gradient::of(&inputs, &|v| conv2d(&v[0], &v[1], Some(&v[2]), 1, 1, 1))
-        };
-        for (got, wanted) in of(DType::F32).iter().zip(of(DType::F64)) {
-            let got = got.to_dtype(DType::F64).unwrap();
-            let scale = gradient::distance(&wanted, &wanted.zeros_like().unwrap());
-            assert!(gradient::distance(&got, &wanted) < 1e-4 * scale);
+    fn f32_and_its_gradients_are_those_of_f64() {
+        for (c_in, c_out, k, padding, (h, w)) in [
+            (20, 24, 3, 1, (70, 66)),
+            (16, 40, 7, 3, (13, 17)),
+            (33, 10, 1, 0, (40, 9)),
+            (9, 8, 3, 0, (5, 33)),
+            (8, 70, 3, 2, (3, 4)),
+            (64, 32, 3, 1, (1, 1)),
+            (8, 9, 7, 0, (7, 7)),
+            (3, 16, 7, 3, (21, 18)),
+            (20, 3, 7, 3, (18, 21)),
+            (1, 8, 3, 1, (9, 9)),
+        ] {
+            let inputs = [
+                random(&[2, c_in, h, w], 1),
+                random(&[c_out, c_in, k, k], 2),
+                random(&[c_out], 3),
+            ];
+            let run = |v: &[Tensor]| conv2d(&v[0], &v[1], Some(&v[2]), padding, 1, 1);
+            let of = |dtype: DType| {
+                let cast = |t: &Tensor| t.to_dtype(dtype).unwrap();
+                let inputs: Vec<Tensor> = inputs.iter().map(cast).collect();
+                let mut all = gradient::of(&inputs, &run);
+                all.push(run(&inputs).unwrap());
+                all
+            };
+            for (got, wanted) in of(DType::F32).iter().zip(of(DType::F64)) {
+                let got = got.to_dtype(DType::F64).unwrap();
+                let scale = gradient::distance(&wanted, &wanted.zeros_like().unwrap());
+                let off = gradient::distance(&got, &wanted) / scale;
+                assert!(off < 1e-5, "{c_in} to {c_out}, {k}x{k}, {h}x{w}: {off:.1e}");
+            }
         }
     }
 

@@ -33,6 +33,7 @@ pub mod grid_sample;
 pub mod maps;
 pub mod matrix;
 pub mod max_pool;
+mod packed;
 #[cfg(test)]
 pub(crate) mod reference;
 pub mod resample;

@@ -101,26 +101,38 @@ impl Winograd {
         let columns = (form.phases() * out_blocks * BLOCK).next_multiple_of(width);
         let mut weights = Buffer::zeroed(alpha * alpha * depth * columns);
         let places = input.places();
+        // For each phase what each of the nine taps counts in each frequency.
         let taps = taps(form);
+        let shares: Vec<[[f64; 36]; 9]> = (0..form.phases())
+            .map(|phase| {
+                std::array::from_fn(|tap| {
+                    std::array::from_fn(|frequency| {
+                        let (u, v) = (frequency / alpha, frequency % alpha);
+                        match u < alpha {
+                            true => taps[phase / 2][u][tap / 3] * taps[phase % 2][v][tap % 3],
+                            false => 0.0,
+                        }
+                    })
+                })
+            })
+            .collect();
         for o in 0..outs {
             for (k, channel) in places.iter().enumerate() {
                 let Some(channel) = channel else { continue };
                 let kernel = &weight[(o * ins + channel) * 9..][..9];
-                for phase in 0..form.phases() {
+                for (phase, shares) in shares.iter().enumerate() {
+                    let mut sums = [0f64; 36];
+                    for (share, &weight) in shares.iter().zip(kernel) {
+                        for (sum, share) in sums.iter_mut().zip(share) {
+                            *sum += share * f64::from(weight);
+                        }
+                    }
                     let column = phase * out_blocks * BLOCK + o;
                     let (panel, lane) = (column / width, column % width);
-                    for u in 0..alpha {
-                        for v in 0..alpha {
-                            let (rows, cols) = (&taps[phase / 2][u], &taps[phase % 2][v]);
-                            let sum: f64 = (0..9)
-                                .map(|i| rows[i / 3] * cols[i % 3] * f64::from(kernel[i]))
-                                .sum();
-                            let frequency = u * alpha + v;
-                            let at = (frequency * columns + panel * width) * depth
-                                + k / isa.pair() * width
-                                + lane;
-                            put_operand(&mut weights[at], k % isa.pair(), sum as f32, isa);
-                        }
+                    let at = panel * width * depth + k / isa.pair() * width + lane;
+                    for (frequency, &sum) in sums.iter().take(alpha * alpha).enumerate() {
+                        let slot = &mut weights[frequency * columns * depth + at];
+                        put_operand(slot, k % isa.pair(), sum as f32, isa);
                     }
                 }
             }

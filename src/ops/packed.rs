@@ -1,0 +1,271 @@
+//! Training's convolutions of f32 by the kernels of the packed engine: forward and both gradients.
+//!
+//! A picture at a time is brought into blocks of sixteen channels, convolved by whichever kernel the engine would take (which for 3x3
+//! means a quarter of the products), and brought back. The gradient of the input is the same with the kernel turned. That of the weight
+//! is summed here: of a band of rows, which the caches hold, sixteen channels of the input against some planes of the output.
+//!
+//! Sums are taken in an order that the sizes decide, whatever number of threads there is.
+
+use std::ops::Range;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use rayon::prelude::*;
+
+use super::blocked::{Buffer, Channels, Size, pack_block, unpack_block};
+use super::conv::{Conv, Epilogue, Spec};
+use super::simd::{BLOCK, Isa, Simd, accumulate, kernel};
+use super::threads::{Shared, Workers};
+use super::unfold::Window;
+
+/// With fewer channels on both sides, blocks would be mostly padding.
+const FEWEST: usize = 8;
+
+/// Bytes of a band of both maps: half of a core's second-level cache.
+const BAND: usize = 512 << 10;
+
+/// Whether a convolution of so many channels is for these kernels.
+pub(super) fn suits(window: Window, c_in: usize, c_out: usize) -> bool {
+    window.stride == 1 && c_in.max(c_out) >= FEWEST
+}
+
+/// Threads, and memory for maps that is used again.
+struct Engine {
+    workers: Workers,
+    input: Buffer,
+    output: Buffer,
+}
+
+impl Engine {
+    /// The process's own, while `work` lasts.
+    fn with<T>(work: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        static ENGINE: OnceLock<Option<Mutex<Engine>>> = OnceLock::new();
+        let engine = ENGINE.get_or_init(|| {
+            let isa = Isa::detected().exact();
+            let workers = Workers::with_isa(rayon::current_num_threads(), isa).ok()?;
+            Some(Mutex::new(Self {
+                workers,
+                input: Buffer::default(),
+                output: Buffer::default(),
+            }))
+        });
+        let mut engine = engine
+            .as_ref()?
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Some(work(&mut engine))
+    }
+
+    /// Brings a picture (c, h, w) into blocks.
+    fn take(&mut self, planes: &[f32], size: Size) {
+        let blocks = (planes.len() / size.pixels()).div_ceil(BLOCK);
+        self.input.grow(size.values(blocks));
+        let packed = self.input[..size.values(blocks)].par_chunks_mut(size.values(1));
+        let planes = planes.par_chunks(BLOCK * size.pixels());
+        packed
+            .zip(planes)
+            .for_each(|(packed, planes)| pack_block(planes, packed));
+    }
+}
+
+/// Convolution of `x` (b, c, h, w) with stride one: (b, c_out, h', w'); `weight` is (c_out, c, k, k). None when no thread can be had.
+pub(super) fn gather(
+    x: &[f32],
+    dims: [usize; 4],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    c_out: usize,
+    window: Window,
+) -> Option<Vec<f32>> {
+    let [b, c, height, width] = dims;
+    let size = Size { height, width };
+    let spec = Spec {
+        kernel: window.side,
+        padding: window.padding,
+        upsample: false,
+        relu: false,
+    };
+    let none = vec![0.0; c_out];
+    let bias = bias.unwrap_or(&none);
+    Engine::with(|engine| {
+        let conv = Conv::new(
+            spec,
+            weight,
+            bias,
+            &Channels::new(c),
+            size,
+            engine.workers.isa,
+        );
+        let to = conv.output_size(size, false);
+        let length = to.values(c_out.div_ceil(BLOCK));
+        let mut y = vec![0.0; b * c_out * to.pixels()];
+        engine.output.grow(length);
+        let pictures = x.chunks_exact((c * size.pixels()).max(1));
+        for (x, y) in pictures.zip(y.chunks_exact_mut((c_out * to.pixels()).max(1))) {
+            engine.take(x, size);
+            let input = &engine.input[..size.values(c.div_ceil(BLOCK))];
+            let output = &mut engine.output[..length];
+            conv.run(&engine.workers, input, size, output, Epilogue::default());
+            let blocks = output.par_chunks(to.values(1));
+            let planes = y.par_chunks_mut(BLOCK * to.pixels());
+            blocks
+                .zip(planes)
+                .for_each(|(block, planes)| unpack_block(block, planes));
+        }
+        y
+    })
+}
+
+/// The gradient of a weight (c_out, c, k, k) whose convolution of `x` (b, c, h, w) with stride one has the gradient `grad`
+/// (b, c_out, h', w'). None when no thread can be had.
+pub(super) fn correlate(
+    grad: &[f32],
+    c_out: usize,
+    x: &[f32],
+    dims: [usize; 4],
+    window: Window,
+    (ho, wo): (usize, usize),
+) -> Option<Vec<f32>> {
+    let [_, c, height, width] = dims;
+    let (k, size) = (window.side, Size { height, width });
+    let blocks = c.div_ceil(BLOCK);
+    Engine::with(|engine| {
+        // A job is a row of the kernel for some planes of the output and a block of the input.
+        let group = c_out.div_ceil(2).next_multiple_of(12).min(60);
+        let groups = c_out.div_ceil(group);
+        let of_job = group * k * BLOCK;
+        let mut sums = Buffer::zeroed(blocks * k * groups * of_job);
+        let into = Shared(sums.as_mut_ptr());
+        let rows = (BAND / (4 * width * (BLOCK + c_out))).clamp(1, ho.max(1));
+        let pictures = x.chunks_exact((c * size.pixels()).max(1));
+        for (x, grad) in pictures.zip(grad.chunks_exact((c_out * ho * wo).max(1))) {
+            engine.take(x, size);
+            let input = &engine.input[..size.values(blocks)];
+            let isa = engine.workers.isa;
+            for first in (0..ho).step_by(rows) {
+                let rows = first..(first + rows).min(ho);
+                // Planes lie a power of two apart, where caches would keep few of them; in the band they do not.
+                let stride = rows.len() * wo + BLOCK;
+                engine.output.grow(c_out * stride);
+                let band = &mut engine.output[..c_out * stride];
+                let planes = grad.par_chunks(ho * wo);
+                band.par_chunks_mut(stride)
+                    .zip(planes)
+                    .for_each(|(band, plane)| {
+                        let part = &plane[rows.start * wo..rows.end * wo];
+                        band[..part.len()].copy_from_slice(part);
+                    });
+                let band = &engine.output[..c_out * stride];
+                engine.workers.each(blocks * k * groups, |job| {
+                    let (block, ky, part) = (job / groups / k, job / groups % k, job % groups);
+                    let task = Task {
+                        input: &input[block * size.values(1)..][..size.values(1)],
+                        size,
+                        grad: band,
+                        stride,
+                        width: wo,
+                        window,
+                        ky,
+                        planes: part * group..((part + 1) * group).min(c_out),
+                        rows: rows.clone(),
+                    };
+                    // SAFETY: a job has sums of its own, as many as were made for each.
+                    let sums = unsafe {
+                        std::slice::from_raw_parts_mut(into.get().add(job * of_job), of_job)
+                    };
+                    // SAFETY: the instruction set is one of this machine's, by who made the workers; maps have the lengths that
+                    // their sizes ask for.
+                    unsafe { products(isa, &task, sums) };
+                });
+            }
+        }
+        let mut weights = vec![0.0; c_out * c * k * k];
+        let rows = weights.par_chunks_mut(k).enumerate();
+        rows.for_each(|(i, row)| {
+            let (o, channel, ky) = (i / (c * k), i / k % c, i % k);
+            let job = (channel / BLOCK * k + ky) * groups + o / group;
+            let at = job * of_job + o % group * k * BLOCK + channel % BLOCK;
+            for (kx, weight) in row.iter_mut().enumerate() {
+                *weight = sums[at + kx * BLOCK];
+            }
+        });
+        weights
+    })
+}
+
+/// A job's part of a weight's gradient, of a band of rows.
+struct Task<'a> {
+    /// A block of the input.
+    input: &'a [f32],
+    size: Size,
+    /// The band's part of all planes of the output's gradient.
+    grad: &'a [f32],
+    /// From plane to plane.
+    stride: usize,
+    /// Of the output.
+    width: usize,
+    window: Window,
+    /// Row of the kernel.
+    ky: usize,
+    planes: Range<usize>,
+    /// Of the output.
+    rows: Range<usize>,
+}
+
+kernel!(
+    /// Adds to the sums (plane, column of the kernel, channel of the block).
+    products(task: &Task<'_>, sums: &mut [f32]) = products_body
+);
+
+#[inline(always)]
+unsafe fn products_body<S: Simd, const ROWS: usize, const WIDE: usize>(
+    task: &Task<'_>,
+    sums: &mut [f32],
+) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        if WIDE * S::LANES == BLOCK {
+            tiles::<S, ROWS, WIDE>(task, sums);
+        } else {
+            tiles::<S, ROWS, 1>(task, sums);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tiles<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task<'_>, sums: &mut [f32]) {
+    debug_assert_eq!(WIDE * S::LANES, BLOCK);
+    let Size { height, width } = task.size;
+    let (wo, padding, k) = (task.width, task.window.padding, task.window.side);
+    for first in task.planes.clone().step_by(ROWS) {
+        for kx in 0..k {
+            // Pixels of the output whose tap lies in the picture.
+            let from = padding.saturating_sub(kx).min(wo);
+            let end = (width + padding).saturating_sub(kx).clamp(from, wo);
+            // SAFETY: rows and pixels are in both maps, as was checked; planes past the last are read as the last.
+            unsafe {
+                let mut acc = [[S::splat(0.0); WIDE]; ROWS];
+                for y in task.rows.clone() {
+                    let row = (y + task.ky).wrapping_sub(padding);
+                    if row >= height || from == end {
+                        continue;
+                    }
+                    let grad: [*const f32; ROWS] = std::array::from_fn(|r| {
+                        let plane = (first + r).min(task.planes.end - 1);
+                        let at = plane * task.stride + (y - task.rows.start) * wo + from;
+                        task.grad.as_ptr().add(at)
+                    });
+                    let at = row * width + from + kx - padding;
+                    let pixels = task.input.as_ptr().add(at * BLOCK);
+                    accumulate::<S, ROWS, WIDE>(&mut acc, grad, pixels, end - from);
+                }
+                for (r, acc) in acc.iter().enumerate().take(task.planes.end - first) {
+                    let place = (first - task.planes.start + r) * k + kx;
+                    for (w, &acc) in acc.iter().enumerate() {
+                        let sum = sums.as_mut_ptr().add(place * BLOCK + w * S::LANES);
+                        S::store(sum, S::add(S::load(sum), acc));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -4,7 +4,7 @@
 //! convolution, that of the weight a convolution with a kernel as large as the picture. Here all three
 //! are matrix products over unfolded pictures (im2col), a cache-sized tile at a time, and always the
 //! side with fewer channels is unfolded; in f32, with enough channels and a stride of one, they are the engine's kernels
-//! ([`super::packed`]). Sums are taken in an order that depends on the sizes alone,
+//! (`ops::packed`). Sums are taken in an order that depends on the sizes alone,
 //! so that a run can be repeated to the last bit on any number of threads.
 //!
 //! On NVIDIA's cards cuDNN does the same (`ops/card`). Elsewhere (other cards, half precision) candle's own are used, but for one kernel

@@ -36,7 +36,7 @@ struct Engine {
 }
 
 impl Engine {
-    /// The process's own, while `work` lasts.
+    /// The process's own, while `work` lasts; others wait. So this is not for tasks of rayon's own pool, which `work` may wait for.
     fn with<T>(work: impl FnOnce(&mut Self) -> T) -> Option<T> {
         static ENGINE: OnceLock<Option<Mutex<Engine>>> = OnceLock::new();
         let engine = ENGINE.get_or_init(|| {

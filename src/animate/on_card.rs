@@ -17,7 +17,7 @@ use crate::ops::maps;
 use crate::ops::threads::Workers;
 
 /// Streams of a card that networks may have beside each other: while one's frames come and go, the other's are computed.
-pub(super) const STREAMS: usize = 2;
+const STREAMS: usize = 2;
 
 /// Networks on a card.
 #[derive(Debug)]

@@ -9,8 +9,6 @@
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use rayon::prelude::*;
-
 use super::blocked::{Buffer, Channels, Size, pack_block, unpack_block};
 use super::conv::{Conv, Epilogue, Spec};
 use super::simd::{BLOCK, Isa, Simd, accumulate, kernel};
@@ -36,7 +34,8 @@ struct Engine {
 }
 
 impl Engine {
-    /// The process's own, while `work` lasts; others wait. So this is not for tasks of rayon's own pool, which `work` may wait for.
+    /// The process's own, while `work` lasts; others wait. So this is not for rayon's tasks: one that waits for
+    /// another's end may be given a third, which would wait for it.
     fn with<T>(work: impl FnOnce(&mut Self) -> T) -> Option<T> {
         static ENGINE: OnceLock<Option<Mutex<Engine>>> = OnceLock::new();
         let engine = ENGINE.get_or_init(|| {
@@ -59,11 +58,13 @@ impl Engine {
     fn take(&mut self, planes: &[f32], size: Size) {
         let blocks = (planes.len() / size.pixels()).div_ceil(BLOCK);
         self.input.grow(size.values(blocks));
-        let packed = self.input[..size.values(blocks)].par_chunks_mut(size.values(1));
-        let planes = planes.par_chunks(BLOCK * size.pixels());
-        packed
-            .zip(planes)
-            .for_each(|(packed, planes)| pack_block(planes, packed));
+        let packed = &mut self.input[..size.values(blocks)];
+        let of_block = BLOCK * size.pixels();
+        self.workers.rows(packed, size.values(1), |block, packed| {
+            let first = block * of_block;
+            let mine = first..(first + of_block).min(planes.len());
+            pack_block(&planes[mine], packed);
+        });
     }
 }
 
@@ -105,11 +106,12 @@ pub(super) fn gather(
             let input = &engine.input[..size.values(c.div_ceil(BLOCK))];
             let output = &mut engine.output[..length];
             conv.run(&engine.workers, input, size, output, Epilogue::default());
-            let blocks = output.par_chunks(to.values(1));
-            let planes = y.par_chunks_mut(BLOCK * to.pixels());
-            blocks
-                .zip(planes)
-                .for_each(|(block, planes)| unpack_block(block, planes));
+            let of_block = to.values(1);
+            engine
+                .workers
+                .rows(y, BLOCK * to.pixels(), |block, planes| {
+                    unpack_block(&output[block * of_block..][..of_block], planes);
+                });
         }
         y
     })
@@ -147,13 +149,10 @@ pub(super) fn correlate(
                 let stride = rows.len() * wo + BLOCK;
                 engine.output.grow(c_out * stride);
                 let band = &mut engine.output[..c_out * stride];
-                let planes = grad.par_chunks(ho * wo);
-                band.par_chunks_mut(stride)
-                    .zip(planes)
-                    .for_each(|(band, plane)| {
-                        let part = &plane[rows.start * wo..rows.end * wo];
-                        band[..part.len()].copy_from_slice(part);
-                    });
+                engine.workers.rows(band, stride, |plane, band| {
+                    let part = &grad[(plane * ho + rows.start) * wo..][..rows.len() * wo];
+                    band[..part.len()].copy_from_slice(part);
+                });
                 let band = &engine.output[..c_out * stride];
                 engine.workers.each(blocks * k * groups, |job| {
                     let (block, ky, part) = (job / groups / k, job / groups % k, job % groups);
@@ -179,8 +178,7 @@ pub(super) fn correlate(
             }
         }
         let mut weights = vec![0.0; c_out * c * k * k];
-        let rows = weights.par_chunks_mut(k).enumerate();
-        rows.for_each(|(i, row)| {
+        engine.workers.rows(&mut weights, k, |i, row| {
             let (o, channel, ky) = (i / (c * k), i / k % c, i % k);
             let job = (channel / BLOCK * k + ky) * groups + o / group;
             let at = job * of_job + o % group * k * BLOCK + channel % BLOCK;

@@ -7,8 +7,12 @@ use std::{env, fs};
 /// The oldest card that they are made for; a driver makes code for newer ones of the same text.
 const OLDEST: u32 = 75;
 
-/// The same of a file whose instructions older cards have not.
-const NEWER: (&str, u32) = ("tensor_cores", 80);
+/// The same of files whose instructions older cards have not; `a`: and neither have newer ones.
+const NEWER: [(&str, &str); 3] = [
+    ("tensor_cores", "80"),
+    ("narrow", "90a"),
+    ("warpgroups", "90a"),
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -44,11 +48,11 @@ fn compile(folder: &Path) -> Result<(), String> {
         nvcc.args(["-ptx", "-O3", "-std=c++17", "-o"])
             .arg(ptx)
             .arg(&file);
-        let oldest = match stem.to_str() == Some(NEWER.0) {
-            true => oldest.max(NEWER.1),
-            false => oldest,
-        };
-        nvcc.arg(format!("-arch=compute_{oldest}"));
+        let newer = NEWER.iter().find(|(name, _)| stem.to_str() == Some(name));
+        nvcc.arg(match newer {
+            Some((_, card)) => format!("-arch=compute_{card}"),
+            None => format!("-arch=compute_{oldest}"),
+        });
         let said = nvcc.output().map_err(|e| {
             format!("cannot run NVIDIA's compiler {:?} ({e}): set NVCC or CUDA_HOME, or get it by scripts/cuda-toolkit.sh", nvcc.get_program())
         })?;

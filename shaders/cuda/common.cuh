@@ -30,6 +30,7 @@ struct Params {
     u32 second;    // channels of a second input
     u32 features;  // channels of the output
     u32 parts;     // that a sum is made in
+    u32 tile_w, tile_h; // pixels of a block in x and y, as powers of two
 };
 
 #define FLAG_REFLECT 1u

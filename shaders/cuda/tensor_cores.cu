@@ -7,7 +7,7 @@
 //
 // Maps are (picture, y, x, features), features padded to a multiple of 8 by zeros; weights are
 // (phase, feature, tap, feature of the first input, then of the second).
-#include "common.cuh"
+#include "tiles.cuh"
 
 // Bytes of a row in a stage: four units of 16.
 #define ROW 64u
@@ -22,7 +22,6 @@ struct Unit {
 __device__ inline u32 place_in_stage(u32 row, u32 unit) { return row * ROW + ((unit ^ (row >> 1 & 3u)) << 4); }
 
 #ifdef MIMIC_HOST
-#define UNROLL
 #define UNROLL_4
 static inline void fetch(unsigned char *to, const void *from, bool is_there) {
     if (is_there) memcpy(to, from, sizeof(Unit));
@@ -31,7 +30,6 @@ static inline void fetch(unsigned char *to, const void *from, bool is_there) {
 static inline void fetched() {}
 template <u32> static inline void wait_but_for() {}
 #else
-#define UNROLL _Pragma("unroll")
 #define UNROLL_4 _Pragma("unroll 4")
 // Copies a unit while the thread goes on; zeros where there is nothing.
 __device__ inline void fetch(unsigned char *to, const void *from, bool is_there) {
@@ -43,25 +41,6 @@ __device__ inline void fetched() { asm volatile("cp.async.commit_group;" ::: "me
 // Until all stages but the last N have come.
 template <u32 N> __device__ inline void wait_but_for() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
-__device__ inline void load_matrices(u32 (&to)[4], const unsigned char *from) {
-    u32 at = (u32)__cvta_generic_to_shared(from);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(at)
-                 : "memory");
-}
-
-// sums (16, 8) += rows (16, 32 bytes) x columns (8, 32 bytes).
-__device__ inline void multiply(float (&sums)[4], const u32 (&rows)[4], u32 low, u32 high, __half) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "r"(low), "r"(high));
-}
-__device__ inline void multiply(float (&sums)[4], const u32 (&rows)[4], u32 low, u32 high, __nv_bfloat16) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "r"(low), "r"(high));
-}
 __device__ inline void multiply_tf32(float (&sums)[4], const u32 (&rows)[4], u32 low, u32 high) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
@@ -138,62 +117,6 @@ __device__ inline void add_stage(float (&sums)[MI][NI][4], const unsigned char *
         }
     }
 #endif
-}
-
-// Rows of the product: the pixels of all pictures, by fours where their mean is taken.
-__device__ inline u32 rows_of(const Params &p) {
-    return p.flags & FLAG_POOLED ? p.outputs * (p.ho / 2) * (p.wo / 2) * 4 : p.outputs * p.ho * p.wo;
-}
-
-// The pixel of a row.
-__device__ inline void pixel_of(u32 row, const Params &p, u32 &picture, u32 &y, u32 &x) {
-    u32 wide = p.flags & FLAG_POOLED ? p.wo / 2 : p.wo, high = p.flags & FLAG_POOLED ? p.ho / 2 : p.ho;
-    u32 corner = row & 3u, cell = p.flags & FLAG_POOLED ? row >> 2 : row;
-    x = cell % wide;
-    y = cell / wide % high;
-    picture = cell / wide / high;
-    if (p.flags & FLAG_POOLED) {
-        x = 2 * x + (corner & 1u);
-        y = 2 * y + (corner >> 1);
-    }
-}
-
-// Folded weights are those of the odd rows and columns first.
-__device__ inline u32 row_of_phase(u32 phase) { return 1u - (phase >> 1); }
-__device__ inline u32 column_of_phase(u32 phase) { return 1u - (phase & 1u); }
-
-// What follows a sum with its bias: 8 features of a place of the result.
-template <typename T>
-__device__ inline void store(void *out, float (&values)[8], u32 place, u32 feature, const Params &p, const T *summand,
-                             const float *norm) {
-    size_t at = (size_t)place * p.features + feature;
-    if (summand) {
-        float more[8];
-        load8(summand + at, more);
-        for (u32 n = 0; n < 8; n++) values[n] += more[n];
-    }
-    if (p.flags & FLAG_WIDE) {
-        store8((float *)out + at, values);
-        return;
-    }
-    store8((T *)out + at, values);
-    if (norm) {
-        size_t all = (size_t)p.outputs * p.ho * p.wo * p.features;
-        for (u32 n = 0; n < 8; n++) {
-            float v = values[n] * norm[feature + n] + norm[p.features + feature + n];
-            values[n] = v > 0.0f ? v : 0.0f;
-        }
-        store8((T *)out + all + at, values);
-    }
-}
-
-// The place in the result of a row (of four rows, where their mean is taken).
-__device__ inline u32 place_of(u32 row, u32 phase, const Params &p) {
-    if (p.flags & FLAG_POOLED) return row >> 2;
-    if (!(p.flags & FLAG_FOLDED)) return row;
-    u32 picture, y, x;
-    pixel_of(row, p, picture, y, x);
-    return (picture * 2 * p.ho + 2 * y + row_of_phase(phase)) * 2 * p.wo + 2 * x + column_of_phase(phase);
 }
 
 // A block's part of the result, BM pixels by BN features; with parts > 1 of their sums, in f32 (part, phase, row, feature).
@@ -293,6 +216,10 @@ __device__ void convolve(void *out, const void *a, const void *b, const void *c,
     float *room = (float *)memory;
     const float *bias = (const float *)c;
     u32 lane = t & 31u;
+    auto at_row = [&](u32 i) {
+        u32 row = m0 + i;
+        return row < rows ? Place{i, row, stored_at(row, phase, p)} : Place{NOWHERE, 0, 0};
+    };
     for (u32 pass = 0; pass < BN / PASS; pass++) {
         __syncthreads();
         UNROLL
@@ -304,25 +231,8 @@ __device__ void convolve(void *out, const void *a, const void *b, const void *c,
                 for (u32 n = 0; n < 4; n++) room[(row + n / 2 * 8) * PITCH + column % PASS + n % 2] = sums[i][j][n];
             }
         __syncthreads();
-        u32 per_place = p.parts == 1 && (p.flags & FLAG_POOLED) ? 4 : 1;
-        for (u32 i = t; i < BM / per_place * (PASS / 8); i += THREADS_OF_TILE) {
-            u32 row = i / (PASS / 8) * per_place, column = i % (PASS / 8) * 8, feature = n0 + pass * PASS + column;
-            if (m0 + row >= rows || feature >= p.features) continue;
-            if (p.parts > 1) {
-                size_t of_part = ((size_t)(part * phases + phase) * rows + m0 + row) * p.features + feature;
-                float values[8];
-                for (u32 n = 0; n < 8; n++) values[n] = room[row * PITCH + column + n];
-                store8((float *)out + of_part, values);
-                continue;
-            }
-            float values[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
-            for (u32 corner = 0; corner < per_place; corner++)
-                for (u32 n = 0; n < 8; n++)
-                    values[n] += relu_if(room[(row + corner) * PITCH + column + n] + bias[feature + n], p.flags);
-            if (per_place == 4)
-                for (u32 n = 0; n < 8; n++) values[n] *= 0.25f;
-            store<T>(out, values, place_of(m0 + row, phase, p), feature, p, (const T *)e, (const float *)f);
-        }
+        store_pass<T, BM, PASS, PITCH, THREADS_OF_TILE>(out, room, t, n0 + pass * PASS, part, phase, p, bias, (const T *)e,
+                                                        (const float *)f, 2, at_row);
     }
 }
 
@@ -391,7 +301,7 @@ __device__ void finish(void *out, const void *a, const void *c, const Params &p,
     if (phase >= phases || reader > 0) return;
     if (per_place == 4)
         for (u32 n = 0; n < 8; n++) values[n] *= 0.25f;
-    store<T>(out, values, place_of(row, phase, p), feature, p, (const T *)e, (const float *)f);
+    store<T>(out, values, stored_at(row, phase, p), feature, p, (const T *)e, (const float *)f);
 }
 
 extern "C" __global__ void finish_f32(void *out, const void *a, const void *, const void *c, const Params p,

@@ -12,7 +12,7 @@
 #define __device__
 #define __shared__ static
 #define __align__(bytes) __attribute__((aligned(bytes)))
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct Dim {
     unsigned x;
@@ -24,6 +24,40 @@ static unsigned block_threads = 0;
 static inline void __syncthreads() {
     if (block_threads > 1) pthread_barrier_wait(&block_barrier);
 }
+
+// As a card's: counts arrivals, and whoever waits does so until a phase has ended.
+struct Barrier {
+    pthread_mutex_t lock;
+    pthread_cond_t ended;
+    unsigned expected, pending, phase;
+};
+static inline void begin(Barrier *barrier, unsigned arrivals) {
+    pthread_mutex_init(&barrier->lock, nullptr);
+    pthread_cond_init(&barrier->ended, nullptr);
+    barrier->expected = barrier->pending = arrivals;
+    barrier->phase = 0;
+}
+static inline void begun() {}
+static inline void arrive(Barrier *barrier) {
+    pthread_mutex_lock(&barrier->lock);
+    if (--barrier->pending == 0) {
+        barrier->pending = barrier->expected;
+        barrier->phase++;
+        pthread_cond_broadcast(&barrier->ended);
+    }
+    pthread_mutex_unlock(&barrier->lock);
+}
+// What is fetched is there when it has been asked for.
+static inline void expect(Barrier *, unsigned) {}
+static inline void fetched(Barrier *barrier) { arrive(barrier); }
+static inline void wait(Barrier *barrier, unsigned phase) {
+    pthread_mutex_lock(&barrier->lock);
+    while ((barrier->phase & 1) == phase) pthread_cond_wait(&barrier->ended, &barrier->lock);
+    pthread_mutex_unlock(&barrier->lock);
+}
+// Of the threads that multiply, in a block where one warp does not.
+static pthread_barrier_t multipliers_barrier;
+static inline void sync_multipliers() { pthread_barrier_wait(&multipliers_barrier); }
 
 // One thread at a time adds: kernels that use it do not work together.
 static inline float atomicAdd(float *at, float v) {
@@ -88,4 +122,8 @@ extern "C" void mimic_block(unsigned threads) {
     if (block_threads > 1) pthread_barrier_destroy(&block_barrier);
     block_threads = threads;
     if (threads > 1) pthread_barrier_init(&block_barrier, nullptr, threads);
+    static unsigned multipliers = 0;
+    if (multipliers > 0) pthread_barrier_destroy(&multipliers_barrier);
+    multipliers = threads > 32 ? threads - 32 : 0;
+    if (multipliers > 0) pthread_barrier_init(&multipliers_barrier, nullptr, multipliers);
 }

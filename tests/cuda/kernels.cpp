@@ -4,6 +4,8 @@
 #include "keypoints.cu"
 #include "maps.cu"
 #include "motion.cu"
+#include "narrow.cu"
 #include "pack.cu"
 #include "resample.cu"
 #include "tensor_cores.cu"
+#include "warpgroups.cu"

@@ -5,7 +5,8 @@ use mimic::ops::maps::{self, Convolution, Map, Then};
 
 use crate::{card, distance, noise};
 
-const TYPES: [(DType, f64); 3] = [(DType::F32, 1e-5), (DType::F16, 4e-3), (DType::BF16, 3e-2)];
+// Tensor cores cut what they add to a sum off: what that makes of f32 grows with how much is summed.
+const TYPES: [(DType, f64); 3] = [(DType::F32, 2e-5), (DType::F16, 4e-3), (DType::BF16, 3e-2)];
 
 fn map(shape: [usize; 4], seed: u32, device: &Device, dtype: DType) -> Map {
     // Rounded before, so that both devices see the same.

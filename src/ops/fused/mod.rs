@@ -75,6 +75,8 @@ pub(crate) struct Params {
     pub(crate) second: u32,
     pub(crate) features: u32,
     pub(crate) parts: u32,
+    pub(crate) tile_w: u32,
+    pub(crate) tile_h: u32,
 }
 
 /// Bits of [`Params::flags`].
@@ -136,6 +138,25 @@ pub(crate) struct Launch {
     /// Whether the output must hold zeros before.
     pub(crate) zeroed: bool,
     pub(crate) block: Block,
+    /// Of a kernel that has its first, second and fourth argument fetched by the card's copying engine.
+    pub(crate) fetched: Option<Fetched>,
+}
+
+/// The boxes that a kernel of `shaders/cuda/boxes.cuh` fetches, [`WIDTH`](Self::WIDTH) bytes of each pixel or tap: of maps
+/// (b, h, w, features), its first and fourth argument, and of weights (features, taps in y, taps in x, what is summed of a tap), its second.
+/// Sides are those that change quickest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fetched {
+    pub(crate) pixels: [u32; 3],
+    pub(crate) weights: [u32; 3],
+    /// Elements of weights that a tap has.
+    pub(crate) summed: u32,
+    /// Bytes that a block keeps in shared memory.
+    pub(crate) shared: u32,
+}
+
+impl Fetched {
+    pub(crate) const WIDTH: usize = 128;
 }
 
 /// How a kernel's threads are grouped.
@@ -177,6 +198,7 @@ impl Launch {
             to: dtype,
             zeroed: false,
             block: Block::Alone,
+            fetched: None,
         })
     }
 

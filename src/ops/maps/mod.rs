@@ -8,12 +8,14 @@
 //! As the ops of [`fused`](super::fused), each is also a plain function on the CPU.
 
 mod convolution;
+mod job;
 mod motion;
 #[cfg(test)]
 #[cfg(unix)]
 mod tests;
 #[cfg(feature = "cuda")]
 mod tune;
+mod weight;
 
 use std::borrow::Cow;
 
@@ -38,6 +40,19 @@ pub fn runs_on(device: &Device) -> bool {
             .context()
             .compute_capability()
             .is_ok_and(|(major, _)| major >= 8),
+        _ => false,
+    }
+}
+
+/// Whether a device has what the kernels need that fetch boxes: cards of compute capability 9.0 and, where tests run them, the CPU.
+fn fetches(device: &Device) -> bool {
+    match device {
+        Device::Cpu => cfg!(test),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(card) => {
+            let capability = card.cuda_stream().context().compute_capability();
+            capability.is_ok_and(|is| is == (9, 0))
+        }
         _ => false,
     }
 }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::convolution::{Cut, TILES};
+use super::job::{Cut, Job, TILES};
 use super::*;
 use crate::ops::conv2d::conv2d;
 use crate::ops::fused::host::with_kernels;
@@ -103,7 +103,7 @@ impl Case {
     }
 }
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 7] = [
     Case {
         inputs: &[5, 19],
         outputs: 20,
@@ -152,7 +152,27 @@ const CASES: [Case; 6] = [
         doubled: true,
         size: [16, 17],
     },
+    Case {
+        inputs: &[70, 9],
+        outputs: 11,
+        side: 7,
+        padding: 3,
+        doubled: false,
+        size: [9, 18],
+    },
 ];
+
+/// Every tile that can make it, in all its forms.
+fn every_cut<const N: usize>(job: &Job<'_>, parts: [usize; N]) -> Vec<Cut> {
+    let mut cuts = Vec::new();
+    for (form, of) in job.forms.iter().enumerate() {
+        let tiles = TILES.iter().enumerate();
+        for (tile, _) in tiles.filter(|(_, tile)| job.can_be(of, tile)) {
+            cuts.extend(parts.map(|parts| Cut { form, tile, parts }));
+        }
+    }
+    cuts
+}
 
 #[test]
 fn every_tile_computes_every_convolution() {
@@ -165,21 +185,23 @@ fn every_tile_computes_every_convolution() {
                 ..Then::default()
             };
             let wanted = both(conv.run(&maps, relu).unwrap()).unwrap();
-            for tile in 0..TILES.len() {
-                // Blocks of a card are threads here, and take their time.
-                if dtype != TYPES[(n + tile) % 3] {
+            let job = conv.job(&maps, relu).unwrap();
+            for cut in every_cut(&job, [1, 2]) {
+                // Blocks of a card are threads here, and take their time: one of the types that a tile has, and of the tiles that fetch
+                // boxes every other one, of pictures that are not the largest.
+                let tile = &TILES[cut.tile];
+                let types: Vec<DType> = TYPES.into_iter().filter(|&t| tile.takes(t)).collect();
+                let has_boxes = !tile.kernel.starts_with("tensor_cores");
+                let is_large = case.size.iter().product::<usize>() > 200;
+                if dtype != types[(n + cut.tile) % types.len()]
+                    || has_boxes && (is_large || (n + cut.tile + cut.parts) % 2 == 0)
+                {
                     continue;
                 }
-                for parts in [1, 3] {
-                    ASKED.set(Some(Cut { tile, parts }));
-                    let got = with_kernels(1, || both(conv.run(&maps, relu)?)).unwrap();
-                    close(
-                        &format!("case {n}, {}, {parts} parts", TILES[tile].0),
-                        &got,
-                        &wanted,
-                        dtype,
-                    );
-                }
+                ASKED.set(Some(cut));
+                let got = with_kernels(1, || both(conv.run(&maps, relu)?)).unwrap();
+                let what = format!("case {n}, {}, {cut:?}", tile.kernel);
+                close(&what, &got, &wanted, dtype);
             }
             ASKED.set(None);
         }
@@ -217,11 +239,16 @@ fn what_follows_a_convolution_is_part_of_it() {
         };
         for (what, then) in [("pooled", pooled), ("summed", summed), ("wide", wide)] {
             let wanted = both(conv.run(&maps, then).unwrap()).unwrap();
-            for parts in [1, 2, 9] {
-                ASKED.set(Some(Cut { tile: 2, parts }));
+            let job = conv.job(&maps, then).unwrap();
+            for cut in every_cut(&job, [1, 9]) {
+                let kernel = TILES[cut.tile].kernel;
+                if !kernel.ends_with("64x64") && !kernel.ends_with("box_128x64") {
+                    continue;
+                }
+                ASKED.set(Some(cut));
                 let got = with_kernels(1, || both(conv.run(&maps, then)?)).unwrap();
                 assert_eq!(got.dtype(), wanted.dtype());
-                close(what, &got, &wanted, dtype);
+                close(&format!("{what}, {kernel}, {cut:?}"), &got, &wanted, dtype);
             }
             ASKED.set(None);
         }

@@ -6,7 +6,7 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUevent_flags, CUstreamCaptureStatus};
 use candle_core::{CudaDevice, DType, Result};
 
-use super::convolution::{Cut, Job, by_cards_alone};
+use super::job::{Cut, Job, by_cards_alone};
 use crate::ops::fused::{Fused, Launch, Params};
 
 /// Runs of each way, one after the other.
@@ -16,7 +16,7 @@ const RUNS: u32 = 8;
 const HELD: u32 = 600_000;
 
 /// By the card's number.
-type Known = Vec<(usize, (Params, DType, [bool; 2]), Cut)>;
+type Known = Vec<(usize, (Vec<Params>, DType, [bool; 2]), Cut)>;
 
 /// What has been found, whichever stream asked.
 static KNOWN: Mutex<Known> = Mutex::new(Vec::new());
@@ -39,16 +39,24 @@ pub(super) fn best(job: &Job<'_>) -> Result<Cut> {
         // Nothing can be timed while it is recorded.
         return Ok(cuts[0]);
     }
-    let mut best = (f32::INFINITY, cuts[0]);
+    let (mut best, mut failed): (Option<(f32, Cut)>, _) = (None, None);
     for cut in cuts {
-        let took = time(job, card, cut)?;
-        if took < best.0 {
-            best = (took, cut);
+        match time(job, card, cut) {
+            Ok(took) if best.is_none_or(|(least, _)| took < least) => best = Some((took, cut)),
+            Ok(_) => {}
+            // A kernel that the driver refuses, or no room for all parts: there are other ways.
+            Err(error) => failed = Some(error),
         }
     }
-    tracing::debug!("{:?}: {:?}, {:.1} us", key.0, best.1, best.0 * 1e3);
-    known().push((number, key, best.1));
-    Ok(best.1)
+    let Some((took, cut)) = best else {
+        return Err(failed.unwrap_or_else(|| candle_core::Error::msg("no kernel makes it")));
+    };
+    if let Some(error) = failed {
+        tracing::debug!("{:?}: a way that cannot be gone: {error}", key.0);
+    }
+    tracing::debug!("{:?}: {cut:?}, {:.1} us", key.0, took * 1e3);
+    known().push((number, key, cut));
+    Ok(cut)
 }
 
 /// Milliseconds of a run.

@@ -274,7 +274,7 @@ fn differences_are_named_tensor_by_tensor_both_ways() {
         text.split_once("vox_tiny.pdparams ").unwrap().1,
         "do not fit the model: 1 tensor is missing (generator.new.weight [3, 2]), 1 tensor is \
          unknown (kp_detector.kp.bias), 1 tensor is of another shape (generator.first.norm.weight \
-         [8] in place of [99]); choose the configuration they were trained with (--config)"
+         [8] in place of [99]); give the YAML file they were trained with"
     );
 
     let text = checkpoint::check(&model, &recorded("mobile_tiny.keys.json"))

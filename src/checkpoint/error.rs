@@ -111,8 +111,8 @@ pub enum Error {
     },
     /// Weights of another architecture or configuration.
     #[error(
-        "the weights {what} do not fit the model: {mismatch}; choose the configuration they were \
-         trained with (--config)"
+        "the weights {what} do not fit the model: {mismatch}; give the YAML file they were trained \
+         with"
     )]
     Mismatch {
         /// The file.
@@ -151,7 +151,7 @@ pub enum Error {
         name: String,
     },
     /// The file system says no.
-    #[error("cannot write the weights {what}: {source}; choose another place with -o")]
+    #[error("cannot write the weights {what}: {source}; make room there, or choose another place")]
     Write {
         /// The file.
         what: String,

@@ -162,6 +162,9 @@ const CASES: [Case; 7] = [
     },
 ];
 
+/// Kernels that are others with larger blocks.
+const SAME_IN_LARGE: [&str; 2] = ["box_128x256", "deep_128x128"];
+
 /// Every tile that can make it, in all its forms.
 fn every_cut<const N: usize>(job: &Job<'_>, parts: [usize; N]) -> Vec<Cut> {
     let mut cuts = Vec::new();
@@ -187,14 +190,17 @@ fn every_tile_computes_every_convolution() {
             let wanted = both(conv.run(&maps, relu).unwrap()).unwrap();
             let job = conv.job(&maps, relu).unwrap();
             for cut in every_cut(&job, [1, 2]) {
-                // Blocks of a card are threads here, and take their time: one of the types that a tile has, and of the tiles that fetch
-                // boxes every other one, of pictures that are not the largest.
+                // Blocks of a card are threads here, and take their time: one of the types that a tile has. Of the tiles that fetch boxes,
+                // which are one kernel in several sizes, the smaller ones, every other time, of pictures that are not the largest.
                 let tile = &TILES[cut.tile];
                 let types: Vec<DType> = TYPES.into_iter().filter(|&t| tile.takes(t)).collect();
                 let has_boxes = !tile.kernel.starts_with("tensor_cores");
                 let is_large = case.size.iter().product::<usize>() > 200;
                 if dtype != types[(n + cut.tile) % types.len()]
                     || has_boxes && (is_large || (n + cut.tile + cut.parts) % 2 == 0)
+                    || SAME_IN_LARGE
+                        .iter()
+                        .any(|large| tile.kernel.ends_with(large))
                 {
                     continue;
                 }
@@ -242,7 +248,8 @@ fn what_follows_a_convolution_is_part_of_it() {
             let job = conv.job(&maps, then).unwrap();
             for cut in every_cut(&job, [1, 9]) {
                 let kernel = TILES[cut.tile].kernel;
-                if !kernel.ends_with("64x64") && !kernel.ends_with("box_128x64") {
+                let fetches = kernel.ends_with("box_128x64") && dtype != DType::BF16;
+                if !kernel.ends_with("64x64") && !fetches {
                     continue;
                 }
                 ASKED.set(Some(cut));

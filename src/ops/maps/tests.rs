@@ -191,11 +191,12 @@ fn every_tile_computes_every_convolution() {
             let job = conv.job(&maps, relu).unwrap();
             for cut in every_cut(&job, [1, 2]) {
                 // Blocks of a card are threads here, and take their time: one of the types that a tile has. Of the tiles that fetch boxes,
-                // which are one kernel in several sizes, the smaller ones, every other time, of pictures that are not the largest.
+                // which are one kernel in several sizes, the smaller ones, every other time, of few pixels and taps.
                 let tile = &TILES[cut.tile];
                 let types: Vec<DType> = TYPES.into_iter().filter(|&t| tile.takes(t)).collect();
                 let has_boxes = !tile.kernel.starts_with("tensor_cores");
-                let is_large = case.size.iter().product::<usize>() > 200;
+                let is_large = case.size.iter().product::<usize>() > 200
+                    || case.side == 7 && tile.kernel.starts_with("warpgroups");
                 if dtype != types[(n + cut.tile) % types.len()]
                     || has_boxes && (is_large || (n + cut.tile + cut.parts) % 2 == 0)
                     || SAME_IN_LARGE

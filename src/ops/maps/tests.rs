@@ -198,7 +198,8 @@ fn every_tile_computes_every_convolution() {
                 let is_large = case.size.iter().product::<usize>() > 200
                     || case.side == 7 && tile.kernel.starts_with("warpgroups");
                 if dtype != types[(n + cut.tile) % types.len()]
-                    || has_boxes && (is_large || (n + cut.tile + cut.parts) % 2 == 0)
+                    || has_boxes
+                        && (is_large || cut.form == 0 && (n + cut.tile + cut.parts) % 2 == 0)
                     || SAME_IN_LARGE
                         .iter()
                         .any(|large| tile.kernel.ends_with(large))

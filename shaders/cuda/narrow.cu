@@ -170,21 +170,17 @@ __device__ void convolve_narrow(void *out, const void *c, const Params &p, const
 }
 
 // As the kernels of tensor_cores.cu.
-#define NARROW(name, SIDE, TILES)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS_OF_NARROW)                                                    \
-        name##_f16(void *out, const void *a, const void *b, const void *c, const Params p, const void *d,              \
-                   const void *e, const void *f BOXES) {                                                               \
-        convolve_narrow<__half, SIDE, TILES>(out, c, p, e, f, GIVEN(__half, (SEEN(SIDE)), (TAPS_OF(SIDE, TILES))));    \
-    }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS_OF_NARROW)                                                    \
-        name##_bf16(void *out, const void *a, const void *b, const void *c, const Params p, const void *d,             \
-                    const void *e, const void *f BOXES) {                                                              \
-        convolve_narrow<__nv_bfloat16, SIDE, TILES>(out, c, p, e, f,                                                   \
-                                                    GIVEN(__nv_bfloat16, (SEEN(SIDE)), (TAPS_OF(SIDE, TILES))));       \
-    }
 #define SEEN(SIDE) Sides{ACROSS + SIDE - 1, DOWN + SIDE - 1, 1}
 #define TAPS_OF(SIDE, TILES) Sides{1, SIDE, 8 * TILES}
-
+#define NARROW(name, SUFFIX, T, SIDE, TILES)                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS_OF_NARROW)                                                    \
+        name##SUFFIX(void *out, const void *a, const void *b, const void *c, const Params p, const void *d,            \
+                     const void *e, const void *f BOXES) {                                                             \
+        convolve_narrow<T, SIDE, TILES>(out, c, p, e, f, GIVEN(T, (SEEN(SIDE)), (TAPS_OF(SIDE, TILES))));              \
+    }
 // Named for the kernel and its features.
-NARROW(narrow_7x7x8, 7, 1)
-NARROW(narrow_7x7x16, 7, 2)
+#define NARROW_OF_HALVES(SUFFIX, T)                                                                                    \
+    NARROW(narrow_7x7x8, SUFFIX, T, 7, 1)                                                                              \
+    NARROW(narrow_7x7x16, SUFFIX, T, 7, 2)
+NARROW_OF_HALVES(_f16, __half)
+NARROW_OF_HALVES(_bf16, __nv_bfloat16)

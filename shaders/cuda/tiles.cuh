@@ -83,6 +83,11 @@ __device__ inline void store(void *out, float (&values)[8], u32 place, u32 featu
     }
 }
 
+// Where in the enlarged result a pixel of a folded convolution's map is.
+__device__ inline u32 enlarged_at(u32 picture, u32 y, u32 x, u32 phase, const Params &p) {
+    return (picture * 2 * p.ho + 2 * y + row_of_phase(phase)) * 2 * p.wo + 2 * x + column_of_phase(phase);
+}
+
 // Where a pixel of a block is.
 struct Place {
     u32 local; // among those of the block, or NOWHERE
@@ -96,7 +101,7 @@ __device__ inline Place place_at(u32 local, u32 picture, u32 y, u32 x, u32 phase
     u32 high = pooled ? p.ho & ~1u : p.ho, wide = pooled ? p.wo & ~1u : p.wo;
     if (picture >= p.outputs || y >= high || x >= wide) return {NOWHERE, 0, 0};
     u32 row = (picture * high + y) * wide + x;
-    if (p.flags & FLAG_FOLDED) return {local, row, (picture * 2 * high + 2 * y + row_of_phase(phase)) * 2 * wide + 2 * x + column_of_phase(phase)};
+    if (p.flags & FLAG_FOLDED) return {local, row, enlarged_at(picture, y, x, phase, p)};
     if (!pooled) return {local, row, row};
     u32 cell = (picture * (high / 2) + y / 2) * (wide / 2) + x / 2;
     return {local, cell * 4 + (y & 1u) * 2 + (x & 1u), cell};
@@ -108,7 +113,7 @@ __device__ inline u32 stored_at(u32 row, u32 phase, const Params &p) {
     if (!(p.flags & FLAG_FOLDED)) return row;
     u32 picture, y, x;
     pixel_of(row, p, picture, y, x);
-    return (picture * 2 * p.ho + 2 * y + row_of_phase(phase)) * 2 * p.wo + 2 * x + column_of_phase(phase);
+    return enlarged_at(picture, y, x, phase, p);
 }
 
 // Stores what a block has summed: PASS features from `feature0` on of BM pixels, which lie in `room` (pixel, PITCH); with parts > 1

@@ -40,7 +40,7 @@ const PTX: &[(&str, &str)] = ptx!(
 // SAFETY: a repr(C) struct of 32-bit numbers without padding, as the kernels declare it.
 unsafe impl DeviceRepr for Params {}
 
-/// Where a kernel's boxes come from: its first, fourth and second argument; mirrored by `Boxes` in `shaders/cuda/warpgroups.cu`.
+/// Where a kernel's boxes come from: its first, fourth and second argument; mirrored by `Boxes` in `shaders/cuda/boxes.cuh`.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Boxes([CUtensorMap; 3]);
@@ -165,13 +165,12 @@ fn described(launch: &Launch, fetched: Fetched, at: [u64; MOST_ARGUMENTS]) -> Re
         0 => input,
         channels => map(at[3], channels)?,
     };
-    let phases = if p.has(super::flags::FOLDED) { 4 } else { 1 };
     // Those of f32 are pairs of f16.
     let of_weights = match launch.dtype {
         DType::F32 => DType::F16,
         halves => halves,
     };
-    let sizes = [fetched.summed, p.count, p.count, phases * p.features];
+    let sizes = [fetched.summed, p.count, p.count, p.phases() * p.features];
     let weights = described_box(at[1], of_weights, sizes, fetched.weights)?;
     Ok(Boxes([input, second, weights]))
 }

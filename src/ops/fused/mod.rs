@@ -112,6 +112,11 @@ impl Params {
         self.flags & flag != 0
     }
 
+    /// Kernels that a convolution is folded into, or the one that it is.
+    pub(crate) fn phases(&self) -> u32 {
+        if self.has(flags::FOLDED) { 4 } else { 1 }
+    }
+
     /// Height and width of the input, in pixels.
     pub(crate) fn plane(&self) -> usize {
         self.h as usize * self.w as usize

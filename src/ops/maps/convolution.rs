@@ -148,13 +148,15 @@ impl Convolution {
                 ..params.sized([b, padded, h, w], [ho, wo])
             },
         };
-        let is_last = !then.pooled && then.norm.is_none();
+        let can_fold = !then.pooled && then.norm.is_none();
         let forms = match folded {
-            Some(folded) if h.min(w) >= FOLDED_FROM && !is_last => {
-                bail!("a mean or a norm after {:?} are folded", folded.by.packed)
+            Some(_) if h.min(w) >= FOLDED_FROM && !can_fold => {
+                bail!("a mean or a norm after a convolution that is folded")
             }
             Some(folded) if h.min(w) >= FOLDED_FROM => vec![folded],
-            Some(folded) if is_last && super::fetches(self.bias.device()) => vec![as_it_is, folded],
+            Some(folded) if can_fold && super::fetches(self.bias.device()) => {
+                vec![as_it_is, folded]
+            }
             _ => vec![as_it_is],
         };
         let shape = match then.pooled {

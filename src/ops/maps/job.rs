@@ -98,6 +98,14 @@ impl Tile {
         Self::new(kernel, 128, features, By::Groups { halves, f32 })
     }
 
+    /// Of a block.
+    fn threads(&self) -> u32 {
+        match self.by {
+            By::Threads | By::Rows { .. } => THREADS,
+            By::Groups { .. } => THREADS_OF_GROUPS,
+        }
+    }
+
     /// Whether there is a kernel for elements of a type.
     pub(super) fn takes(&self, dtype: DType) -> bool {
         match self.by {
@@ -109,13 +117,6 @@ impl Tile {
 }
 
 impl Form<'_> {
-    fn phases(&self) -> usize {
-        match self.params.has(flags::FOLDED) {
-            true => 4,
-            false => 1,
-        }
-    }
-
     /// Rows of the product of matrices: pixels of all pictures.
     fn rows(&self) -> usize {
         let [b, ho, wo] = [self.params.outputs, self.params.ho, self.params.wo].map(|n| n as usize);
@@ -145,7 +146,7 @@ impl Form<'_> {
             By::Rows { .. } => self.boxes([ACROSS as u32, DOWN as u32, 1]),
         };
         let of_features = (self.params.features as usize).div_ceil(tile.features);
-        of_pixels * of_features * self.phases() * parts
+        of_pixels * of_features * self.params.phases() as usize * parts
     }
 
     /// How many boxes of pixels in x and y, and pictures, the result is.
@@ -177,46 +178,32 @@ impl Form<'_> {
         }
     }
 
-    /// Threads of a tile's blocks, and what is fetched for them; elements are of `size` bytes.
-    fn fetched(&self, tile: &Tile, size: usize) -> (u32, Option<Fetched>) {
+    /// What is fetched for a tile's blocks; elements are of `size` bytes, and a tap has `summed` of weights.
+    fn fetched(&self, tile: &Tile, size: usize, summed: usize) -> Option<Fetched> {
         // Boxes begin at multiples of 1024 bytes.
         const START: usize = 1024;
         let box_of = |n: usize| (n * Fetched::WIDTH).next_multiple_of(START);
-        let p = &self.params;
         let features = tile.features as u32;
-        let fetched = |pixels, weights, summed, bytes: usize| {
-            let shared = (bytes + START) as u32;
-            Some(Fetched {
-                pixels,
-                weights,
-                summed,
-                shared,
-            })
-        };
-        match tile.by {
-            By::Threads => (THREADS, None),
+        let (pixels, weights, bytes) = match tile.by {
+            By::Threads => return None,
             By::Groups { halves, f32 } => {
-                let (stages, summed) = match (size, f32) {
-                    (4, Some(stages)) => {
-                        let pairs = |channels: u32| 2 * channels.next_multiple_of(32);
-                        (stages, pairs(p.channels) + pairs(p.second))
-                    }
-                    _ => (halves, p.channels + p.second),
-                };
+                let stages = f32.filter(|_| size == 4).unwrap_or(halves);
                 let bytes = stages * box_of(tile.pixels + tile.features);
-                let pixels = self.sides_of_box();
-                let fetched = fetched(pixels, [1, 1, features], summed, bytes);
-                (THREADS_OF_GROUPS, fetched)
+                (self.sides_of_box(), [1, 1, features], bytes)
             }
             By::Rows { side } => {
                 let [across, down] = [ACROSS, DOWN].map(|n| n + side - 1);
                 let bytes = box_of(across * down) + 2 * box_of(side * tile.features);
-                let (pixels, weights) =
-                    ([across as u32, down as u32, 1], [1, side as u32, features]);
-                let fetched = fetched(pixels, weights, p.channels + p.second, bytes);
-                (THREADS, fetched)
+                let pixels = [across as u32, down as u32, 1];
+                (pixels, [1, side as u32, features], bytes)
             }
-        }
+        };
+        Some(Fetched {
+            pixels,
+            weights,
+            summed: summed as u32,
+            shared: (bytes + START) as u32,
+        })
     }
 }
 
@@ -313,23 +300,30 @@ impl Job<'_> {
             self.dtype
         };
         let whole = (vec![b << twice, ho, wo, features], to);
-        let of_parts = vec![cut.parts * form.phases(), form.rows(), features];
+        let of_parts = vec![
+            cut.parts * form.params.phases() as usize,
+            form.rows(),
+            features,
+        ];
         let (bias, norm) = (Some(self.bias), self.then.norm);
         let summand = self.then.summand.map(|map| map.data());
-        let (threads, fetched) = form.fetched(tile, self.dtype.size_in_bytes());
         let mut params = Params {
             parts: cut.parts as u32,
             ..form.params
         };
-        let mut weight = &form.by.packed;
-        if let (By::Groups { .. }, Some(fetched)) = (tile.by, &fetched) {
-            [params.tile_w, params.tile_h, _] = fetched.pixels.map(u32::ilog2);
-            if self.dtype == DType::F32 {
+        let weight = match (tile.by, self.dtype) {
+            (By::Groups { .. }, DType::F32) => {
                 let Some(pairs) = &form.by.pairs else {
                     bail!("{}: no weights for f32", tile.kernel);
                 };
-                (weight, params.real) = (&pairs.packed, pairs.scale);
+                params.real = pairs.scale;
+                &pairs.packed
             }
+            _ => &form.by.packed,
+        };
+        let fetched = form.fetched(tile, self.dtype.size_in_bytes(), weight.dim(3)?);
+        if let (By::Groups { .. }, Some(fetched)) = (tile.by, &fetched) {
+            [params.tile_w, params.tile_h, _] = fetched.pixels.map(u32::ilog2);
         }
         let (shape, to) = match cut.parts {
             1 => whole.clone(),
@@ -337,7 +331,7 @@ impl Job<'_> {
         };
         let blocks = form.blocks(tile, cut.parts);
         let mut launch = Launch::new(tile.kernel, self.dtype, blocks, shape)?;
-        launch.block = Block::Of(threads);
+        launch.block = Block::Of(tile.threads());
         launch.fetched = fetched;
         launch.to = to;
         launch.params = Params {

@@ -189,7 +189,7 @@ fn every_tile_computes_every_convolution() {
             };
             let wanted = both(conv.run(&maps, relu).unwrap()).unwrap();
             let job = conv.job(&maps, relu).unwrap();
-            for cut in every_cut(&job, [1, 2]) {
+            for cut in every_cut(&job, [1, 3]) {
                 // Blocks of a card are threads here, and take their time: one of the types that a tile has. Of the tiles that fetch boxes,
                 // which are one kernel in several sizes, the smaller ones, every other time, of few pixels and taps.
                 let tile = &TILES[cut.tile];
@@ -199,7 +199,7 @@ fn every_tile_computes_every_convolution() {
                     || case.side == 7 && tile.kernel.starts_with("warpgroups");
                 if dtype != types[(n + cut.tile) % types.len()]
                     || has_boxes
-                        && (is_large || cut.form == 0 && (n + cut.tile + cut.parts) % 2 == 0)
+                        && (is_large || cut.form == 0 && (n + cut.tile + cut.parts / 2) % 2 == 0)
                     || SAME_IN_LARGE
                         .iter()
                         .any(|large| tile.kernel.ends_with(large))
@@ -248,7 +248,7 @@ fn what_follows_a_convolution_is_part_of_it() {
         for (what, then) in [("pooled", pooled), ("summed", summed), ("wide", wide)] {
             let wanted = both(conv.run(&maps, then).unwrap()).unwrap();
             let job = conv.job(&maps, then).unwrap();
-            for cut in every_cut(&job, [1, 9]) {
+            for cut in every_cut(&job, [1, 2, 9]) {
                 let kernel = TILES[cut.tile].kernel;
                 let fetches = kernel.ends_with("box_128x64") && dtype != DType::BF16;
                 if !kernel.ends_with("64x64") && !fetches {

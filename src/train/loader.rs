@@ -1,10 +1,11 @@
 //! Pairs of frames for training, read ahead by worker threads, always in the same order.
 //!
-//! Which frames sample n shows, and how they are varied, follows from the seed and n alone. Clips that
-//! cannot be read are replaced by others and reported once; frames stay in memory up to a limit.
+//! Which frames sample n shows, and how they are varied, follows from the seed, n and the files alone. Clips
+//! that cannot be read are replaced by others, pictures of a folder by the next one, and both are reported
+//! once; frames stay in memory up to a limit.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -75,8 +76,12 @@ pub struct Dataset {
     recipe: Recipe,
     landmarks: Option<Landmarks>,
     cache: Mutex<Cache>,
-    broken: Mutex<BTreeMap<usize, String>>,
+    /// What cannot be read, a clip or one picture of a folder, and why.
+    broken: Mutex<BTreeMap<Key, String>>,
 }
+
+/// A clip, and which picture of it where it is a folder of them.
+type Key = (usize, Option<usize>);
 
 impl Dataset {
     /// Finds the clips for training; `side` is the pictures' size.
@@ -126,12 +131,13 @@ impl Dataset {
         self.landmarks.as_ref().map_or(0, Landmarks::count)
     }
 
-    /// What is not used, with the reason: files that are no clips, and clips that could not be read so far.
+    /// What is not used, with the reason: files that are no clips, and clips and pictures that could not be
+    /// read so far.
     pub fn left_out(&self) -> Vec<(PathBuf, String)> {
         let broken = lock(&self.broken);
         let broken = broken
             .iter()
-            .map(|(i, why)| (self.clips[*i].path.clone(), why.clone()));
+            .map(|(&key, why)| (self.path(key).to_owned(), why.clone()));
         self.left_out.iter().cloned().chain(broken).collect()
     }
 
@@ -150,16 +156,13 @@ impl Dataset {
             let item = &self.items[order[(place % count) as usize]];
             let mut random = Random::new(seed, &[CHOICE, number, attempt]);
             let clip = item[random.below(item.len())];
-            if lock(&self.broken).contains_key(&clip) {
+            if self.is_broken((clip, None)) {
                 continue;
             }
             match self.pair(clip, &mut random) {
                 Ok(sample) => return Ok(sample),
                 Err(error) => {
-                    let path = self.clips[clip].path.display();
-                    if lock(&self.broken).insert(clip, error.to_string()).is_none() {
-                        tracing::warn!("{path} is left out: {error}");
-                    }
+                    self.leave_out((clip, None), &error);
                     failed = Some(error);
                 }
             }
@@ -169,6 +172,23 @@ impl Dataset {
             &self.config.root,
             format!("{ATTEMPTS} clips in a row could not be read{why}"),
         ))
+    }
+
+    fn path(&self, (clip, picture): Key) -> &Path {
+        match (&self.clips[clip].kind, picture) {
+            (Kind::Folder(files), Some(picture)) => &files[picture],
+            _ => &self.clips[clip].path,
+        }
+    }
+
+    fn is_broken(&self, key: Key) -> bool {
+        lock(&self.broken).contains_key(&key)
+    }
+
+    fn leave_out(&self, key: Key, error: &Error) {
+        if lock(&self.broken).insert(key, error.to_string()).is_none() {
+            tracing::warn!("{} is left out: {error}", self.path(key).display());
+        }
     }
 
     fn pair(&self, clip: usize, random: &mut Random) -> Result<Sample, Error> {
@@ -200,17 +220,16 @@ impl Dataset {
             pair.reverse();
         }
         let variation = Variation::random(&self.config.augment, random);
-        let picture = |frame: usize| {
-            Ok::<_, Error>(variation.picture(&self.frame(clip, &loaded, frame)?, self.side))
-        };
+        let [source, driving] = pair.map(|frame| self.frame(clip, &loaded, frame));
+        let (source, driving) = (source?, driving?);
         let points = marks.map(|marks| {
-            pair.map(|frame| {
+            [source.0, driving.0].map(|frame| {
                 variation.points(marks.at(frame * loaded.stride), &self.recipe.mirrored)
             })
         });
         Ok(Sample {
-            source: picture(pair[0])?,
-            driving: picture(pair[1])?,
+            source: variation.picture(&source.1, self.side),
+            driving: variation.picture(&driving.1, self.side),
             marks: points,
         })
     }
@@ -233,23 +252,42 @@ impl Dataset {
         Ok(frames)
     }
 
-    fn frame(&self, clip: usize, loaded: &Frames, frame: usize) -> Result<Vec<u8>, Error> {
+    /// A frame of a clip with its number: where a picture of a folder cannot be read, the next one that can.
+    fn frame(&self, clip: usize, loaded: &Frames, frame: usize) -> Result<(usize, Vec<u8>), Error> {
         let Kind::Folder(files) = &self.clips[clip].kind else {
             let size = 3 * self.side * self.side;
-            return Ok(loaded.bytes[frame * size..(frame + 1) * size].to_vec());
+            return Ok((
+                frame,
+                loaded.bytes[frame * size..(frame + 1) * size].to_vec(),
+            ));
         };
-        let key = (clip, Some(frame));
-        if let Some(frames) = lock(&self.cache).get(key) {
-            return Ok(frames.bytes.clone());
+        let mut failed = None;
+        for number in (frame..files.len()).chain(0..frame) {
+            let key = (clip, Some(number));
+            if let Some(frames) = lock(&self.cache).get(key) {
+                return Ok((number, frames.bytes.clone()));
+            }
+            if self.is_broken(key) {
+                continue;
+            }
+            match data::read_picture(&files[number], self.side as u32) {
+                Ok(bytes) => {
+                    let frames = Frames {
+                        bytes: bytes.clone(),
+                        count: 1,
+                        stride: 1,
+                    };
+                    lock(&self.cache).put(key, &Arc::new(frames));
+                    return Ok((number, bytes));
+                }
+                Err(error) => {
+                    self.leave_out(key, &error);
+                    failed = Some(error);
+                }
+            }
         }
-        let bytes = data::read_picture(&files[frame], self.side as u32)?;
-        let frames = Frames {
-            bytes: bytes.clone(),
-            count: 1,
-            stride: 1,
-        };
-        lock(&self.cache).put(key, &Arc::new(frames));
-        Ok(bytes)
+        let none = || Error::data(&self.clips[clip].path, "none of its pictures can be read");
+        Err(failed.unwrap_or_else(none))
     }
 
     /// Puts samples together; landmarks are there when the run has a file of them.
@@ -307,7 +345,7 @@ struct Cache {
     limit: u64,
     used: u64,
     clock: u64,
-    entries: HashMap<(usize, Option<usize>), (u64, Arc<Frames>)>,
+    entries: HashMap<Key, (u64, Arc<Frames>)>,
 }
 
 impl Cache {
@@ -320,14 +358,14 @@ impl Cache {
         }
     }
 
-    fn get(&mut self, key: (usize, Option<usize>)) -> Option<Arc<Frames>> {
+    fn get(&mut self, key: Key) -> Option<Arc<Frames>> {
         self.clock += 1;
         let (used, frames) = self.entries.get_mut(&key)?;
         *used = self.clock;
         Some(Arc::clone(frames))
     }
 
-    fn put(&mut self, key: (usize, Option<usize>), frames: &Arc<Frames>) {
+    fn put(&mut self, key: Key, frames: &Arc<Frames>) {
         let size = frames.bytes.len() as u64;
         if size > self.limit || self.entries.contains_key(&key) {
             return;

@@ -206,6 +206,43 @@ fn broken_clips_are_left_out_and_named() {
 }
 
 #[test]
+fn for_a_picture_that_cannot_be_read_the_next_one_stands_whatever_was_read_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let frames = folder.path().join("train/walk");
+    fs::create_dir_all(&frames).unwrap();
+    for i in 0..4u8 {
+        picture(&frames.join(format!("{i}.png")), 32, 32, 60 * i);
+    }
+    fs::write(frames.join("1.png"), [7; 500]).unwrap();
+    fs::write(frames.join("3.png"), []).unwrap();
+    let open = || Dataset::open(&config(folder.path()), &Recipe::default(), 32).unwrap();
+    let shades = |dataset: &Dataset, number: u64| {
+        let sample = dataset.sample(number).unwrap();
+        [sample.source[0], sample.driving[0]].map(|red| (red * 255.0).round() as u8)
+    };
+    let forwards = open();
+    let seen: Vec<_> = (0..20).map(|number| shades(&forwards, number)).collect();
+    assert!(seen.concat().iter().all(|shade| [0, 120].contains(shade)));
+    assert!(seen.contains(&[0, 120]) && seen.contains(&[120, 120]));
+    let backwards = open();
+    for number in (0..20).rev() {
+        assert_eq!(shades(&backwards, number), seen[number as usize]);
+    }
+    let left = forwards.left_out();
+    let names: Vec<_> = left.iter().map(|(path, _)| path.file_name()).collect();
+    assert_eq!(names, [Some("1.png".as_ref()), Some("3.png".as_ref())]);
+
+    for name in ["0.png", "2.png"] {
+        fs::write(frames.join(name), [7; 500]).unwrap();
+    }
+    let error = open().sample(0).unwrap_err().to_string();
+    assert!(
+        error.contains("in a row") && error.contains("walk"),
+        "{error}"
+    );
+}
+
+#[test]
 fn samples_come_in_the_same_order_whatever_reads_them() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("train")).unwrap();

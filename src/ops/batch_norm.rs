@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::unfold::{Element, part, values};
+use super::unfold::{Element, Values, part};
 
 /// What is added to the variance, as PyTorch and Paddle do by default.
 pub const EPSILON: f64 = 1e-5;
@@ -373,20 +373,22 @@ impl BatchNorm {
         let Some(Found { channels, count }) = self.saved.get() else {
             bail!("batch norm: a gradient before the value");
         };
-        let mut grads = values::<T>(grad)?;
-        if self.relu {
-            let y = values::<T>(y)?;
-            let zero = T::from_f64(0.0);
-            let chunks = grads
-                .par_chunks_mut(plane.max(1))
-                .zip(y.par_chunks(plane.max(1)));
-            chunks.for_each(|(grads, y)| {
-                for (grad, y) in grads.iter_mut().zip(y) {
-                    *grad = if *y > zero { *grad } else { zero };
-                }
-            });
-        }
-        let (x_values, weights) = (values::<T>(x)?, values::<T>(weight)?);
+        let grad = grad.contiguous()?;
+        let (grad, y) = (Values::<T>::of(&grad)?, Values::<T>::of(y)?);
+        let zero = T::from_f64(0.0);
+        let mut grads = vec![zero; grad.len()];
+        let planes = grads.par_chunks_mut(plane.max(1)).enumerate();
+        planes.for_each(|(i, grads)| {
+            let mine = i * plane..(i + 1) * plane;
+            if !self.relu {
+                return grads.copy_from_slice(&grad[mine]);
+            }
+            let known = grad[mine.clone()].iter().zip(&y[mine]);
+            for (to, (grad, y)) in grads.iter_mut().zip(known) {
+                *to = if *y > zero { *grad } else { zero };
+            }
+        });
+        let (x_values, weights) = (Values::<T>::of(x)?, Values::<T>::of(weight)?);
         // For each channel the sums of the gradient and of its product with the normalised values.
         let sums: Vec<(f64, f64)> = (0..c)
             .into_par_iter()

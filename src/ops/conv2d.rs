@@ -13,9 +13,10 @@
 use std::cell::Cell;
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
 
-use super::unfold::{Element, Window, correlate, depthwise, gather, scatter};
-use super::unfold::{depthwise_weight, part, values};
+use super::unfold::{Element, Values, Window, correlate, depthwise, gather, scatter};
+use super::unfold::{depthwise_weight, part};
 
 /// What convolutions of f32 multiply. Products are summed in f32, and everything between convolutions stays f32, as do weights and
 /// gradients (mixed precision).
@@ -209,9 +210,16 @@ impl Conv2d {
         let out: [usize; 4] = grad.dims4()?.into();
         let ([_, c_in, h, w], c_out, k) = (dims, out[1], self.window.side);
         let device = x.device();
-        let (grad, weights) = (values::<T>(grad)?, values::<T>(weight)?);
+        let grad = grad.contiguous()?;
+        let (grad, weights) = (Values::<T>::of(&grad)?, Values::<T>::of(weight)?);
         let whole = self.window.stride == 1;
-        let quick = T::quick(self.window, c_in, c_out).is_some();
+        let quick = T::quick(self.window, c_in, c_out);
+        // Pixels of the input against the unfolded gradient.
+        let turned = whole
+            && quick
+                .as_ref()
+                .map_or(2 * c_out <= c_in, |quick| quick.turned);
+        let quick = quick.is_some();
 
         let of_x = if !wanted[0] {
             None
@@ -233,11 +241,10 @@ impl Conv2d {
         let of_weight = if !wanted[1] {
             None
         } else {
-            let x = values::<T>(x)?;
+            let x = Values::<T>::of(x)?;
             let values = if self.depthwise {
                 depthwise_weight(&x, dims, &grad, out, self.window)
-            } else if whole && 2 * c_out <= c_in && !quick {
-                // Pixels of the input against the unfolded gradient.
+            } else if turned {
                 let mirrored = self.window.mirrored();
                 flip(
                     &correlate(&x, c_in, &grad, out, mirrored, (h, w)),
@@ -253,11 +260,13 @@ impl Conv2d {
         let of_bias = if !wanted[2] {
             None
         } else {
-            let mut sums = vec![0f64; c_out];
-            for (plane, values) in grad.chunks_exact((out[2] * out[3]).max(1)).enumerate() {
-                sums[plane % c_out] += T::sum(values);
-            }
-            let sums: Vec<T> = sums.into_iter().map(T::from_f64).collect();
+            let plane = out[2] * out[3];
+            let sum = |channel: usize| {
+                let planes =
+                    (0..out[0]).map(|i| T::sum(&grad[(i * c_out + channel) * plane..][..plane]));
+                T::from_f64(planes.sum())
+            };
+            let sums: Vec<T> = (0..c_out).into_par_iter().map(sum).collect();
             Some(Tensor::from_vec(sums, c_out, device)?)
         };
         Ok([of_x, of_weight, of_bias])
@@ -408,6 +417,9 @@ mod tests {
     fn f32_and_its_gradients_are_those_of_f64() {
         for (c_in, c_out, k, padding, (h, w)) in [
             (20, 24, 3, 1, (70, 66)),
+            (40, 50, 3, 1, (72, 71)),
+            (33, 17, 3, 0, (19, 30)),
+            (3, 16, 3, 1, (12, 9)),
             (16, 40, 7, 3, (13, 17)),
             (33, 10, 1, 0, (40, 9)),
             (9, 8, 3, 0, (5, 33)),

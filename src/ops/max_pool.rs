@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::unfold::{Element, part, values};
+use super::unfold::{Element, Values, part};
 
 /// The largest value of every window of `side` x `side` pixels, `stride` apart, of (b, c, h, w). With
 /// `partial` the last windows may reach beyond the picture (PyTorch's `ceil_mode`).
@@ -89,7 +89,8 @@ impl MaxPool {
     fn backward<T: Element>(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let (_, _, h, w) = x.dims4()?;
         let (ho, wo) = (self.output(h), self.output(w));
-        let (pixels, grads) = (values::<T>(x)?, values::<T>(grad)?);
+        let grad = grad.contiguous()?;
+        let (pixels, grads) = (Values::<T>::of(x)?, Values::<T>::of(&grad)?);
         let mut sums = vec![T::from_f64(0.0); pixels.len()];
         let planes = sums.par_chunks_mut(h * w).zip(pixels.par_chunks(h * w));
         planes

@@ -2,7 +2,8 @@
 //!
 //! A picture at a time is brought into blocks of sixteen channels, convolved by whichever kernel the engine would take (which for 3x3
 //! means a quarter of the products), and brought back. The gradient of the input is the same with the kernel turned. That of the weight
-//! is summed here: of a band of rows, which the caches hold, sixteen channels of the input against some planes of the output.
+//! is filtered too where it is 3x3 and maps are of some size ([`Gradient`]), else summed here: of a band of rows, which the caches hold, sixteen
+//! channels of the input against some planes of the output.
 //!
 //! Sums are taken in an order that the sizes decide, whatever number of threads there is.
 
@@ -12,11 +13,16 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use super::blocked::{Buffer, Channels, Size, pack_block, unpack_block};
 use super::conv::{Conv, Epilogue, Spec};
 use super::simd::{BLOCK, Isa, Simd, accumulate, kernel};
+use super::thin::{self, Thin};
 use super::threads::{Shared, Workers};
 use super::unfold::Window;
+use super::winograd::Gradient;
 
 /// With fewer channels on both sides, blocks would be mostly padding.
 const FEWEST: usize = 8;
+
+/// Planes that are summed at once by the narrower units.
+const PLANES: usize = 6;
 
 /// Bytes of a band of both maps: half of a core's second-level cache.
 const BAND: usize = 512 << 10;
@@ -26,11 +32,33 @@ pub(super) fn suits(window: Window, c_in: usize, c_out: usize) -> bool {
     window.stride == 1 && c_in.max(c_out) >= FEWEST
 }
 
+/// Whether [`correlate`] has less to do with input and output exchanged: one goes by blocks, the other by some planes at a time.
+pub(super) fn better_turned(window: Window, c_in: usize, c_out: usize) -> bool {
+    let products = |blocks: usize, planes: usize| {
+        blocks.next_multiple_of(BLOCK) * planes.next_multiple_of(PLANES)
+    };
+    window.side != 3 && products(c_out, c_in) < products(c_in, c_out)
+}
+
 /// Threads, and memory for maps that is used again.
 struct Engine {
     workers: Workers,
     input: Buffer,
     output: Buffer,
+}
+
+/// Brings a picture (c, h, w) into blocks; gives them.
+fn blocks<'a>(workers: &Workers, planes: &[f32], size: Size, room: &'a mut Buffer) -> &'a [f32] {
+    let blocks = (planes.len() / size.pixels()).div_ceil(BLOCK);
+    room.grow(size.values(blocks));
+    let packed = &mut room[..size.values(blocks)];
+    let of_block = BLOCK * size.pixels();
+    workers.rows(packed, size.values(1), |block, packed| {
+        let first = block * of_block;
+        let mine = first..(first + of_block).min(planes.len());
+        pack_block(&planes[mine], packed);
+    });
+    packed
 }
 
 impl Engine {
@@ -53,19 +81,6 @@ impl Engine {
             .unwrap_or_else(PoisonError::into_inner);
         Some(work(&mut engine))
     }
-
-    /// Brings a picture (c, h, w) into blocks.
-    fn take(&mut self, planes: &[f32], size: Size) {
-        let blocks = (planes.len() / size.pixels()).div_ceil(BLOCK);
-        self.input.grow(size.values(blocks));
-        let packed = &mut self.input[..size.values(blocks)];
-        let of_block = BLOCK * size.pixels();
-        self.workers.rows(packed, size.values(1), |block, packed| {
-            let first = block * of_block;
-            let mine = first..(first + of_block).min(planes.len());
-            pack_block(&planes[mine], packed);
-        });
-    }
 }
 
 /// Convolution of `x` (b, c, h, w) with stride one: (b, c_out, h', w'); `weight` is (c_out, c, k, k). None when no thread can be had.
@@ -87,6 +102,10 @@ pub(super) fn gather(
     };
     let none = vec![0.0; c_out];
     let bias = bias.unwrap_or(&none);
+    let keeps_size = window.side % 2 == 1 && window.padding == window.side / 2;
+    if keeps_size && c_out <= thin::OUTS {
+        return to_few(x, dims, weight, bias, spec);
+    }
     Engine::with(|engine| {
         let conv = Conv::new(
             spec,
@@ -102,8 +121,7 @@ pub(super) fn gather(
         engine.output.grow(length);
         let pictures = x.chunks_exact((c * size.pixels()).max(1));
         for (x, y) in pictures.zip(y.chunks_exact_mut((c_out * to.pixels()).max(1))) {
-            engine.take(x, size);
-            let input = &engine.input[..size.values(c.div_ceil(BLOCK))];
+            let input = blocks(&engine.workers, x, size, &mut engine.input);
             let output = &mut engine.output[..length];
             conv.run(&engine.workers, input, size, output, Epilogue::default());
             let of_block = to.values(1);
@@ -112,6 +130,29 @@ pub(super) fn gather(
                 .rows(y, BLOCK * to.pixels(), |block, planes| {
                     unpack_block(&output[block * of_block..][..of_block], planes);
                 });
+        }
+        y
+    })
+}
+
+/// The same to very few channels.
+fn to_few(
+    x: &[f32],
+    [b, c, height, width]: [usize; 4],
+    weight: &[f32],
+    bias: &[f32],
+    spec: Spec,
+) -> Option<Vec<f32>> {
+    let size = Size { height, width };
+    Engine::with(|engine| {
+        let isa = engine.workers.isa;
+        let thin = Thin::new(spec, weight, bias, &Channels::new(c), isa);
+        let of_result = bias.len() * size.pixels();
+        let mut y = vec![0.0; b * of_result];
+        let pictures = x.chunks_exact((c * size.pixels()).max(1));
+        for (x, y) in pictures.zip(y.chunks_exact_mut(of_result.max(1))) {
+            let input = blocks(&engine.workers, x, size, &mut engine.input);
+            thin.run(&engine.workers, input, size, y);
         }
         y
     })
@@ -129,19 +170,25 @@ pub(super) fn correlate(
 ) -> Option<Vec<f32>> {
     let [_, c, height, width] = dims;
     let (k, size) = (window.side, Size { height, width });
-    let blocks = c.div_ceil(BLOCK);
+    let to = Size {
+        height: ho,
+        width: wo,
+    };
+    if Gradient::suits(k, window.padding, to) {
+        return by_filtering(grad, x, [c, c_out], [size, to], window.padding);
+    }
+    let in_blocks = c.div_ceil(BLOCK);
     Engine::with(|engine| {
         // A job is a row of the kernel for some planes of the output and a block of the input.
         let group = c_out.div_ceil(2).next_multiple_of(12).min(60);
         let groups = c_out.div_ceil(group);
         let of_job = group * k * BLOCK;
-        let mut sums = Buffer::zeroed(blocks * k * groups * of_job);
+        let mut sums = Buffer::zeroed(in_blocks * k * groups * of_job);
         let into = Shared(sums.as_mut_ptr());
         let rows = (BAND / (4 * width * (BLOCK + c_out))).clamp(1, ho.max(1));
         let pictures = x.chunks_exact((c * size.pixels()).max(1));
         for (x, grad) in pictures.zip(grad.chunks_exact((c_out * ho * wo).max(1))) {
-            engine.take(x, size);
-            let input = &engine.input[..size.values(blocks)];
+            let input = blocks(&engine.workers, x, size, &mut engine.input);
             let isa = engine.workers.isa;
             for first in (0..ho).step_by(rows) {
                 let rows = first..(first + rows).min(ho);
@@ -154,7 +201,7 @@ pub(super) fn correlate(
                     band[..part.len()].copy_from_slice(part);
                 });
                 let band = &engine.output[..c_out * stride];
-                engine.workers.each(blocks * k * groups, |job| {
+                engine.workers.each(in_blocks * k * groups, |job| {
                     let (block, ky, part) = (job / groups / k, job / groups % k, job % groups);
                     let task = Task {
                         input: &input[block * size.values(1)..][..size.values(1)],
@@ -187,6 +234,27 @@ pub(super) fn correlate(
             }
         });
         weights
+    })
+}
+
+/// The same with fewer products.
+fn by_filtering(
+    grad: &[f32],
+    x: &[f32],
+    channels: [usize; 2],
+    sizes: [Size; 2],
+    padding: usize,
+) -> Option<Vec<f32>> {
+    Engine::with(|engine| {
+        let mut gradient = Gradient::new(channels, sizes, padding, engine.workers.isa);
+        let of_picture = |which: usize| channels[which] * sizes[which].pixels();
+        let pictures = x.chunks_exact(of_picture(0));
+        for (x, grad) in pictures.zip(grad.chunks_exact(of_picture(1))) {
+            let input = blocks(&engine.workers, x, sizes[0], &mut engine.input);
+            let grad = blocks(&engine.workers, grad, sizes[1], &mut engine.output);
+            gradient.add(&engine.workers, input, grad);
+        }
+        gradient.weight(&engine.workers)
     })
 }
 

@@ -14,7 +14,7 @@ use super::simd::{BLOCK, Isa, Simd, kernel, put_operand};
 use super::threads::{Shared, Workers};
 
 /// Output channels of one register tile.
-const OUTS: usize = 3;
+pub(super) const OUTS: usize = 3;
 /// Pixels of one register tile, at most: what fits 32 registers.
 const PIXELS: usize = 8;
 

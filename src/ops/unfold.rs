@@ -1,8 +1,9 @@
 //! The loops of [`conv2d`](super::conv2d): convolution as matrix products over unfolded pictures.
 
-use std::ops::Range;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
 
-use candle_core::{Layout, Result, Tensor, WithDType, bail};
+use candle_core::{Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
 use super::packed;
@@ -63,6 +64,7 @@ impl Element for f32 {
         packed::suits(window, c_in, c_out).then_some(Quick {
             gather: packed::gather,
             correlate: packed::correlate,
+            turned: packed::better_turned(window, c_in, c_out),
         })
     }
 }
@@ -78,11 +80,49 @@ type Correlate<T> = fn(&[T], usize, &[T], [usize; 4], Window, (usize, usize)) ->
 pub(super) struct Quick<T> {
     gather: Gather<T>,
     correlate: Correlate<T>,
+    /// Whether a weight's gradient is found sooner as that of the mirrored convolution, from the output to the input.
+    pub(super) turned: bool,
 }
 
-/// The values of a tensor on the CPU, copied if they do not lie in order.
-pub(super) fn values<T: Element>(tensor: &Tensor) -> Result<Vec<T>> {
-    tensor.flatten_all()?.to_vec1()
+/// The values of a tensor on the CPU, where they lie.
+pub(super) struct Values<'a, T> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+    of: PhantomData<T>,
+}
+
+impl<'a, T: Element> Values<'a, T> {
+    /// # Errors
+    /// When they do not lie in order, or are of another type or device.
+    pub(super) fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("an op's arguments must be contiguous");
+        };
+        let values = Self {
+            storage,
+            range: start..end,
+            of: PhantomData,
+        };
+        values.get()?;
+        Ok(values)
+    }
+
+    fn get(&self) -> Result<&[T]> {
+        match &*self.storage {
+            Storage::Cpu(storage) => Ok(&T::cpu_storage_as_slice(storage)?[self.range.clone()]),
+            _ => bail!("an op's arguments must be on the CPU"),
+        }
+    }
+}
+
+impl<T: Element> Deref for Values<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // That there are some was seen when it was made.
+        self.get().unwrap_or_default()
+    }
 }
 
 /// The values of an argument that lies in order.

@@ -17,6 +17,11 @@ use super::blocked::{Buffer, Channels, Size};
 use super::conv::{Maps, Sink};
 use super::simd::{BLOCK, Isa, Simd, accumulate, kernel, put_operand};
 use super::threads::Workers;
+use rayon::prelude::*;
+
+mod gradient;
+
+pub(super) use gradient::Gradient;
 
 /// Which minimal filtering a layer uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,43 +105,35 @@ impl Winograd {
         let width = isa.panel();
         let columns = (form.phases() * out_blocks * BLOCK).next_multiple_of(width);
         let mut weights = Buffer::zeroed(alpha * alpha * depth * columns);
-        let places = input.places();
-        // For each phase what each of the nine taps counts in each frequency.
-        let taps = taps(form);
-        let shares: Vec<[[f64; 36]; 9]> = (0..form.phases())
-            .map(|phase| {
-                std::array::from_fn(|tap| {
-                    std::array::from_fn(|frequency| {
-                        let (u, v) = (frequency / alpha, frequency % alpha);
-                        match u < alpha {
-                            true => taps[phase / 2][u][tap / 3] * taps[phase % 2][v][tap % 3],
-                            false => 0.0,
-                        }
-                    })
-                })
-            })
-            .collect();
-        for o in 0..outs {
-            for (k, channel) in places.iter().enumerate() {
-                let Some(channel) = channel else { continue };
-                let kernel = &weight[(o * ins + channel) * 9..][..9];
-                for (phase, shares) in shares.iter().enumerate() {
-                    let mut sums = [0f64; 36];
-                    for (share, &weight) in shares.iter().zip(kernel) {
-                        for (sum, share) in sums.iter_mut().zip(share) {
-                            *sum += share * f64::from(weight);
-                        }
+        let (places, taps) = (input.places(), taps(form));
+        // A frequency lies together, and many threads make it in a training step.
+        let frequencies = weights.par_chunks_mut(depth * columns).enumerate();
+        frequencies.for_each(|(frequency, weights)| {
+            let (u, v) = (frequency / alpha, frequency % alpha);
+            // For each phase what each of the nine taps counts.
+            let shares: [[f64; 9]; 4] = std::array::from_fn(|phase| {
+                let (rows, columns) = (taps[phase / 2][u], taps[phase % 2][v]);
+                std::array::from_fn(|tap| rows[tap / 3] * columns[tap % 3])
+            });
+            for (panel, weights) in weights.chunks_exact_mut(width * depth).enumerate() {
+                for lane in 0..width {
+                    let column = panel * width + lane;
+                    let (phase, o) = (column / (out_blocks * BLOCK), column % (out_blocks * BLOCK));
+                    if phase >= form.phases() || o >= outs {
+                        continue;
                     }
-                    let column = phase * out_blocks * BLOCK + o;
-                    let (panel, lane) = (column / width, column % width);
-                    let at = panel * width * depth + k / isa.pair() * width + lane;
-                    for (frequency, &sum) in sums.iter().take(alpha * alpha).enumerate() {
-                        let slot = &mut weights[frequency * columns * depth + at];
+                    let kernels = &weight[o * ins * 9..][..ins * 9];
+                    for (k, channel) in places.iter().enumerate() {
+                        let Some(channel) = channel else { continue };
+                        let kernel = &kernels[channel * 9..][..9];
+                        let products = shares[phase].iter().zip(kernel);
+                        let sum: f64 = products.map(|(share, w)| share * f64::from(*w)).sum();
+                        let slot = &mut weights[k / isa.pair() * width + lane];
                         put_operand(slot, k % isa.pair(), sum as f32, isa);
                     }
                 }
             }
-        }
+        });
         Self {
             form,
             padding,
@@ -186,32 +183,35 @@ impl Winograd {
             |job, scratch| {
                 let first = job * run;
                 let (v, m) = scratch.split_at_mut(frequencies * v_stride);
-                let task = Task {
-                    input: maps.input.as_ptr(),
+                let windows = Windows {
+                    map: maps.input.as_ptr(),
                     size,
-                    full_size,
+                    blocks: self.in_blocks,
                     padding: self.padding,
-                    in_blocks: self.in_blocks,
+                    tiles_x,
+                    first,
+                    count: run.min(tiles - first),
+                    out: v.as_mut_ptr(),
+                    stride: v_stride,
+                };
+                let task = Task {
+                    windows,
+                    full_size,
                     out_blocks: self.out_blocks,
                     columns,
                     weights: self.weights.as_ptr(),
                     pool: maps.pool,
                     sink: maps.sink,
                     frequencies,
-                    tiles_x,
-                    first,
-                    count: run.min(tiles - first),
-                    v: v.as_mut_ptr(),
-                    v_stride,
                     m: m.as_mut_ptr(),
                     m_stride,
                 };
                 // SAFETY: lengths were checked; a job writes the output pixels of its own tiles.
                 unsafe {
                     match self.form {
-                        Form::F4 => input_f4(self.isa, &task),
-                        Form::F2 => input_f2(self.isa, &task),
-                        Form::Up => input_up(self.isa, &task),
+                        Form::F4 => input_f4(self.isa, &task.windows),
+                        Form::F2 => input_f2(self.isa, &task.windows),
+                        Form::Up => input_up(self.isa, &task.windows),
                     }
                     products(self.isa, &task);
                     match self.form {
@@ -225,33 +225,39 @@ impl Winograd {
     }
 }
 
+/// Some tiles of a map, and where their frequencies go: (frequency, tile, channel).
+struct Windows {
+    map: *const f32,
+    size: Size,
+    blocks: usize,
+    padding: usize,
+    tiles_x: usize,
+    first: usize,
+    count: usize,
+    out: *mut f32,
+    /// From frequency to frequency.
+    stride: usize,
+}
+
 /// One job, taken apart for the kernels.
 struct Task {
-    input: *const f32,
-    /// Of the input.
-    size: Size,
+    /// What is transformed into V.
+    windows: Windows,
     /// Of the output before pooling.
     full_size: Size,
-    padding: usize,
-    in_blocks: usize,
     out_blocks: usize,
     columns: usize,
     weights: *const f32,
     pool: bool,
     sink: Sink,
     frequencies: usize,
-    tiles_x: usize,
-    first: usize,
-    count: usize,
-    v: *mut f32,
-    v_stride: usize,
     m: *mut f32,
     m_stride: usize,
 }
 
-kernel!(input_f4(task: &Task) = input_f4_body);
-kernel!(input_f2(task: &Task) = input_f2_body);
-kernel!(input_up(task: &Task) = input_up_body);
+kernel!(input_f4(windows: &Windows) = input_f4_body);
+kernel!(input_f2(windows: &Windows) = input_f2_body);
+kernel!(input_up(windows: &Windows) = input_up_body);
 kernel!(
     /// M = V U for every frequency.
     products(task: &Task) = products_body
@@ -265,50 +271,55 @@ kernel!(
 
 /// Names one instance of a transform for the [`kernel!`] macro.
 macro_rules! instance {
-    ($name:ident = $body:ident<$($size:literal),+>) => {
+    ($name:ident($task:ty) = $body:ident<$($size:literal),+>) => {
         #[inline(always)]
-        unsafe fn $name<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task) {
+        unsafe fn $name<S: Simd, const ROWS: usize, const WIDE: usize>(task: &$task) {
             // SAFETY: the caller's promises.
             unsafe { $body::<S, $($size),+>(task) }
         }
     };
 }
-instance!(input_f4_body = transform_input<6, 4>);
-instance!(input_f2_body = transform_input<4, 2>);
-instance!(input_up_body = transform_input<4, 3>);
-instance!(output_f4_body = transform_output<6, 4>);
-instance!(output_f2_body = transform_output<4, 2>);
+instance!(input_f4_body(Windows) = transform_input<6, 4>);
+instance!(input_f2_body(Windows) = transform_input<4, 2>);
+instance!(input_up_body(Windows) = transform_input<4, 3>);
+instance!(output_f4_body(Task) = transform_output<6, 4>);
+instance!(output_f2_body(Task) = transform_output<4, 2>);
 
-/// V: every tile of the job, all channels, all frequencies.
+/// Frequencies of every window, all channels: of windows of A x A pixels, STEP apart, B^T d B. Those of 4 x 4 that do not overlap are a
+/// gradient's, see [`gradient`].
 #[inline(always)]
-unsafe fn transform_input<S: Simd, const A: usize, const STEP: usize>(task: &Task) {
-    let Size { height, width } = task.size;
-    let depth = task.in_blocks * BLOCK / S::PAIR;
+unsafe fn transform_input<S: Simd, const A: usize, const STEP: usize>(windows: &Windows) {
+    let Size { height, width } = windows.size;
+    let depth = windows.blocks * BLOCK / S::PAIR;
     let mut patch = [0f32; 36 * BLOCK];
-    for t in 0..task.count {
-        let tile = task.first + t;
+    for t in 0..windows.count {
+        let tile = windows.first + t;
         // The window's rows and columns are `y0 - pad + 0..A`.
-        let (y0, x0) = (tile / task.tiles_x * STEP, tile % task.tiles_x * STEP);
-        let pad = task.padding;
+        let (y0, x0) = (tile / windows.tiles_x * STEP, tile % windows.tiles_x * STEP);
+        let pad = windows.padding;
         let inside = y0.min(x0) >= pad && y0 - pad + A <= height && x0 - pad + A <= width;
-        for block in 0..task.in_blocks {
+        for block in 0..windows.blocks {
             // SAFETY: `inside` says that the window lies in the map; else only the part that does is
-            // read, into a patch that is zero elsewhere; V has room for all that is written.
+            // read, into a patch that is zero elsewhere; there is room for all that is written.
             unsafe {
-                let map = task.input.add(block * height * width * BLOCK);
+                let map = windows.map.add(block * height * width * BLOCK);
                 let (window, stride) = if inside {
                     (
                         map.add(((y0 - pad) * width + x0 - pad) * BLOCK),
                         width * BLOCK,
                     )
                 } else {
-                    copy_window::<A>(map, task.size, [y0, x0], pad, &mut patch);
+                    copy_window::<A>(map, windows.size, [y0, x0], pad, &mut patch);
                     (patch.as_ptr(), A * BLOCK)
                 };
-                let out = task.v.add(t * depth + block * BLOCK / S::PAIR);
+                let out = windows.out.add(t * depth + block * BLOCK / S::PAIR);
                 for lane in (0..BLOCK).step_by(S::LANES) {
-                    let out = out.add(lane / S::PAIR);
-                    transform_tile::<S, A>(window.add(lane), stride, out, task.v_stride);
+                    let (window, out) = (window.add(lane), out.add(lane / S::PAIR));
+                    if A == STEP {
+                        gradient::transform_tile::<S>(window, stride, out, windows.stride);
+                    } else {
+                        transform_tile::<S, A>(window, stride, out, windows.stride);
+                    }
                 }
             }
         }
@@ -374,23 +385,29 @@ unsafe fn transform_tile<S: Simd, const A: usize>(
 
 #[inline(always)]
 unsafe fn products_body<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task) {
-    let depth = task.in_blocks * BLOCK / S::PAIR;
+    let Windows {
+        blocks,
+        count,
+        out,
+        stride,
+        ..
+    } = task.windows;
+    let depth = blocks * BLOCK / S::PAIR;
     let width = WIDE * S::LANES;
     for f in 0..task.frequencies {
         for panel in 0..task.columns / width {
             // SAFETY: V, U and M have these places; rows past the last tile repeat it and are not stored.
             unsafe {
                 let weights = task.weights.add((f * task.columns + panel * width) * depth);
-                let v = task.v.add(f * task.v_stride);
+                let v = out.add(f * stride);
                 let m = task.m.add(f * task.m_stride + panel * width);
-                for t in (0..task.count).step_by(ROWS) {
+                for t in (0..count).step_by(ROWS) {
                     let mut acc = [[S::splat(0.0); WIDE]; ROWS];
-                    let rows = std::array::from_fn(|r| {
-                        v.add((t + r).min(task.count - 1) * depth).cast_const()
-                    });
+                    let rows =
+                        std::array::from_fn(|r| v.add((t + r).min(count - 1) * depth).cast_const());
                     accumulate::<S, ROWS, WIDE>(&mut acc, rows, weights, depth);
                     for (r, row) in acc.iter().enumerate() {
-                        if t + r < task.count {
+                        if t + r < count {
                             for (w, &value) in row.iter().enumerate() {
                                 S::store(m.add((t + r) * task.columns + w * S::LANES), value);
                             }
@@ -406,9 +423,10 @@ unsafe fn products_body<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Ta
 #[inline(always)]
 unsafe fn transform_output<S: Simd, const A: usize, const STEP: usize>(task: &Task) {
     let Size { height, width } = task.full_size;
-    for t in 0..task.count {
-        let tile = task.first + t;
-        let (y0, x0) = (tile / task.tiles_x * STEP, tile % task.tiles_x * STEP);
+    let tiles_x = task.windows.tiles_x;
+    for t in 0..task.windows.count {
+        let tile = task.windows.first + t;
+        let (y0, x0) = (tile / tiles_x * STEP, tile % tiles_x * STEP);
         let (rows, cols) = (STEP.min(height - y0), STEP.min(width - x0));
         for lane in (0..task.out_blocks * BLOCK).step_by(S::LANES) {
             // SAFETY: M has these places; only pixels of the output are written (`rows`, `cols`).
@@ -445,10 +463,11 @@ unsafe fn transform_output<S: Simd, const A: usize, const STEP: usize>(task: &Ta
 #[inline(always)]
 unsafe fn output_up_body<S: Simd, const ROWS: usize, const WIDE: usize>(task: &Task) {
     let Size { height, width } = task.sink.size;
-    for t in 0..task.count {
-        let tile = task.first + t;
+    let tiles_x = task.windows.tiles_x;
+    for t in 0..task.windows.count {
+        let tile = task.windows.first + t;
         // 2 p + 1 of the tile's first position, moved by one so that it is never negative.
-        let (y0, x0) = (tile / task.tiles_x * 6, tile % task.tiles_x * 6);
+        let (y0, x0) = (tile / tiles_x * 6, tile % tiles_x * 6);
         for lane in (0..task.out_blocks * BLOCK).step_by(S::LANES) {
             for phase in 0..4 {
                 // SAFETY: M has these places; only pixels of the output are written.

@@ -279,16 +279,17 @@ macro_rules! instance {
         }
     };
 }
-instance!(input_f4_body(Windows) = transform_input<6, 4>);
-instance!(input_f2_body(Windows) = transform_input<4, 2>);
-instance!(input_up_body(Windows) = transform_input<4, 3>);
+instance!(input_f4_body(Windows) = transform_input<6, 6, 4>);
+instance!(input_f2_body(Windows) = transform_input<4, 4, 2>);
+instance!(input_up_body(Windows) = transform_input<4, 4, 3>);
 instance!(output_f4_body(Task) = transform_output<6, 4>);
 instance!(output_f2_body(Task) = transform_output<4, 2>);
 
-/// Frequencies of every window, all channels: of windows of A x A pixels, STEP apart, B^T d B. Those of 4 x 4 that do not overlap are a
-/// gradient's, see [`gradient`].
+/// Frequencies of every window, all channels: of A x A pixels, STEP apart, F x F of them.
 #[inline(always)]
-unsafe fn transform_input<S: Simd, const A: usize, const STEP: usize>(windows: &Windows) {
+unsafe fn transform_input<S: Simd, const A: usize, const F: usize, const STEP: usize>(
+    windows: &Windows,
+) {
     let Size { height, width } = windows.size;
     let depth = windows.blocks * BLOCK / S::PAIR;
     let mut patch = [0f32; 36 * BLOCK];
@@ -315,11 +316,7 @@ unsafe fn transform_input<S: Simd, const A: usize, const STEP: usize>(windows: &
                 let out = windows.out.add(t * depth + block * BLOCK / S::PAIR);
                 for lane in (0..BLOCK).step_by(S::LANES) {
                     let (window, out) = (window.add(lane), out.add(lane / S::PAIR));
-                    if A == STEP {
-                        gradient::transform_tile::<S>(window, stride, out, windows.stride);
-                    } else {
-                        transform_tile::<S, A>(window, stride, out, windows.stride);
-                    }
+                    transform_tile::<S, A, F>(window, stride, out, windows.stride);
                 }
             }
         }
@@ -354,30 +351,30 @@ unsafe fn copy_window<const A: usize>(
     }
 }
 
-/// B^T d B of one window and one vector of channels.
+/// B^T d B, or a gradient's A d A^T, of one window and one vector of channels.
 #[inline(always)]
-unsafe fn transform_tile<S: Simd, const A: usize>(
+unsafe fn transform_tile<S: Simd, const A: usize, const F: usize>(
     window: *const f32,
     stride: usize,
     out: *mut f32,
     out_stride: usize,
 ) {
-    // SAFETY: the caller gives A x A pixels and room for A x A frequencies.
+    // SAFETY: the caller gives A x A pixels and room for F x F frequencies.
     unsafe {
-        let mut rows = [[S::splat(0.0); A]; A];
+        let mut rows = [[S::splat(0.0); A]; F];
         for j in 0..A {
             let mut column = [S::splat(0.0); A];
             for (i, value) in column.iter_mut().enumerate() {
                 *value = S::load(window.add(i * stride + j * BLOCK));
             }
-            let column = data_transform::<S, A>(column);
-            for i in 0..A {
+            let column = data_transform::<S, A, F>(column);
+            for i in 0..F {
                 rows[i][j] = column[i];
             }
         }
         for (i, row) in rows.into_iter().enumerate() {
-            for (j, value) in data_transform::<S, A>(row).into_iter().enumerate() {
-                S::store_operand(out.add((i * A + j) * out_stride), value);
+            for (j, value) in data_transform::<S, A, F>(row).into_iter().enumerate() {
+                S::store_operand(out.add((i * F + j) * out_stride), value);
             }
         }
     }
@@ -522,12 +519,13 @@ unsafe fn inverse_tile<S: Simd, const A: usize, const STEP: usize>(
 const P: f32 = 0.625;
 const Q: f32 = 1.5;
 
-/// B^T d: coefficients of the products of (x - point) over all other points.
+/// B^T d: coefficients of the products of (x - point) over all other points. Of a gradient, whose 4 pixels have 6 frequencies, A d:
+/// the polynomial of these coefficients at the points.
 #[inline(always)]
-unsafe fn data_transform<S: Simd, const A: usize>(d: [S::V; A]) -> [S::V; A] {
+unsafe fn data_transform<S: Simd, const A: usize, const F: usize>(d: [S::V; A]) -> [S::V; F] {
     // SAFETY: the caller is compiled for the unit.
     unsafe {
-        let mut out = d;
+        let mut out = [d[0]; F];
         if A == 6 {
             let (pp, qq) = (S::splat(P * P), S::splat(Q * Q));
             let (sum, product) = (S::splat(P * P + Q * Q), S::splat(P * P * Q * Q));
@@ -541,6 +539,17 @@ unsafe fn data_transform<S: Simd, const A: usize>(d: [S::V; A]) -> [S::V; A] {
             out[3] = S::add(even_q, odd_q);
             out[4] = S::sub(even_q, odd_q);
             out[5] = S::fma(product, d[1], S::fnma(sum, d[3], d[5]));
+        } else if F == 6 {
+            let (pp, qq) = (S::splat(P * P), S::splat(Q * Q));
+            let even_p = S::fma(pp, d[2], d[0]);
+            let odd_p = S::mul(S::splat(P), S::fma(pp, d[3], d[1]));
+            let even_q = S::fma(qq, d[2], d[0]);
+            let odd_q = S::mul(S::splat(Q), S::fma(qq, d[3], d[1]));
+            out[1] = S::add(even_p, odd_p);
+            out[2] = S::sub(even_p, odd_p);
+            out[3] = S::add(even_q, odd_q);
+            out[4] = S::sub(even_q, odd_q);
+            out[5] = d[3];
         } else {
             out[0] = S::sub(d[0], d[2]);
             out[1] = S::add(d[1], d[2]);

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::{Form, P, Q, Windows, input_f4, taps, transform_input};
+use super::{Form, Windows, input_f4, taps, transform_input};
 use crate::ops::blocked::{Buffer, Size};
 use crate::ops::simd::{BLOCK, Isa, Simd, kernel};
 use crate::ops::threads::{Shared, Workers};
@@ -205,57 +205,7 @@ kernel!(
 #[inline(always)]
 unsafe fn of_gradient_body<S: Simd, const ROWS: usize, const WIDE: usize>(windows: &Windows) {
     // SAFETY: the caller's promises.
-    unsafe { transform_input::<S, STEP, STEP>(windows) }
-}
-
-/// A y A^T of one tile and one vector of channels.
-#[inline(always)]
-pub(super) unsafe fn transform_tile<S: Simd>(
-    window: *const f32,
-    stride: usize,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    // SAFETY: the caller gives 4 x 4 pixels and room for 36 frequencies.
-    unsafe {
-        let mut rows = [[S::splat(0.0); STEP]; 6];
-        for j in 0..STEP {
-            let mut column = [S::splat(0.0); STEP];
-            for (i, value) in column.iter_mut().enumerate() {
-                *value = S::load(window.add(i * stride + j * BLOCK));
-            }
-            let column = at_points::<S>(column);
-            for i in 0..6 {
-                rows[i][j] = column[i];
-            }
-        }
-        for (i, row) in rows.into_iter().enumerate() {
-            for (j, value) in at_points::<S>(row).into_iter().enumerate() {
-                S::store(out.add((i * 6 + j) * out_stride), value);
-            }
-        }
-    }
-}
-
-/// A y: a polynomial of these coefficients at the points 0, P, -P, Q, -Q, infinity.
-#[inline(always)]
-unsafe fn at_points<S: Simd>(y: [S::V; STEP]) -> [S::V; 6] {
-    // SAFETY: the caller is compiled for the unit.
-    unsafe {
-        let (pp, qq) = (S::splat(P * P), S::splat(Q * Q));
-        let even_p = S::fma(pp, y[2], y[0]);
-        let odd_p = S::mul(S::splat(P), S::fma(pp, y[3], y[1]));
-        let even_q = S::fma(qq, y[2], y[0]);
-        let odd_q = S::mul(S::splat(Q), S::fma(qq, y[3], y[1]));
-        [
-            y[0],
-            S::add(even_p, odd_p),
-            S::sub(even_p, odd_p),
-            S::add(even_q, odd_q),
-            S::sub(even_q, odd_q),
-            y[3],
-        ]
-    }
+    unsafe { transform_input::<S, STEP, 6, STEP>(windows) }
 }
 
 #[inline(always)]

@@ -106,6 +106,13 @@ check() {
     timeout 120 "$here/mimic" animate --source-image "$here/assets/mona-lisa.jpg" --crop 150,60,670,580 --driving-video "$many" --driving-crop whole \
         --device "$device" --batch-size 16 --json -o "$result" >render.json 2>render.log || { say "mimic animate failed: $(tail -1 render.log)"; echo null >render.json; }
 
+    # The window, predictions copied and left on the card, where one draws.
+    for way in '' --zero-copy; do
+        echo null >"window$way.json"
+        [ "$device" = cpu ] || timeout 40 "$here/mimic" bench --window --json --seconds 12 --device "$device" $way >"window$way.json" 2>"window$way.log" ||
+            { say "mimic bench --window $way: $(tail -1 "window$way.log")"; [ -s "window$way.json" ] || echo null >"window$way.json"; }
+    done
+
     echo null >peers.json
     if [ "$device" != cpu ] && python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
         left=$((440 - $(spent)))
@@ -116,8 +123,8 @@ check() {
     fi
 
     peak=$(sort -n memory.txt 2>/dev/null | tail -1)
-    printf '{"device": "%s", "card": %s, "tests": "%s", "seconds": %s, "card_memory_peak_mib": %s, "bench": %s, "render": %s, "peers": %s}\n' \
-        "$device" "$card" "$tests" "$(spent)" "${peak:-null}" "$(cat bench.json)" "$(cat render.json)" "$(cat peers.json)" >gpu-check.json
+    printf '{"device": "%s", "card": %s, "tests": "%s", "seconds": %s, "card_memory_peak_mib": %s, "bench": %s, "render": %s, "window": %s, "window_zero_copy": %s, "peers": %s}\n' \
+        "$device" "$card" "$tests" "$(spent)" "${peak:-null}" "$(cat bench.json)" "$(cat render.json)" "$(cat window.json)" "$(cat window--zero-copy.json)" "$(cat peers.json)" >gpu-check.json
     table >gpu-check.md
     cat gpu-check.md
     say "done in $(spent) s: $out/gpu-check.json, gpu-check.md"

@@ -20,8 +20,6 @@ struct Mask {
 struct Paste {
     // Crop in the photo: x, y, width, height in pixels.
     crop: vec4<u32>,
-    // Levels to add to red, green and blue; unused.
-    offset: vec4<f32>,
     mask: Mask,
     // Pixels from one row of the frame to the next.
     stride: u32,
@@ -44,6 +42,8 @@ struct Neighbour {
 @group(0) @binding(1) var<storage, read> warped: array<u32>;
 @group(0) @binding(2) var<storage, read_write> frame: array<u32>;
 @group(0) @binding(3) var<storage, read> neighbours: array<Neighbour>;
+// Levels to add to red, green and blue: see prepare.wgsl.
+@group(0) @binding(4) var<storage, read> offset: array<vec4<f32>>;
 
 fn smooth_step(value: f32) -> f32 {
     let t = clamp(value, 0.0, 1.0);
@@ -119,7 +119,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if mask <= 0.0 {
         return;
     }
-    let face = levels(warped[id.y * paste.crop.z + id.x]) + paste.offset;
+    let face = levels(warped[id.y * paste.crop.z + id.x]) + offset[0];
     let at = (paste.crop.y + id.y) * paste.stride + paste.crop.x + id.x;
     let base = levels(frame[at]);
     let bytes = vec4<u32>(round(clamp(base + (face - base) * mask, vec4(0.0), vec4(255.0))));

@@ -17,10 +17,10 @@ struct Warp {
 
 @group(0) @binding(0) var<uniform> warp: Warp;
 @group(0) @binding(1) var<storage, read> photo: array<u32>;
-// Red, green, blue in levels, and the gain: see src/gpu/prepare.rs.
+// Red, green, blue in levels, and the gain: see prepare.wgsl.
 @group(0) @binding(2) var<storage, read> picture: array<vec4<f32>>;
-// Per cell: distance of the source in sides of the crop.
-@group(0) @binding(3) var<storage, read> field: array<vec2<f32>>;
+// Per cell: distance of the source in sides of the crop; unused.
+@group(0) @binding(3) var<storage, read> field: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> warped: array<u32>;
 
 // Where a position lies between two pixels: the first, the second, the second's weight.
@@ -68,10 +68,10 @@ fn field_at(position: vec2<f32>) -> vec2<f32> {
     let t = tap(position, vec2(warp.map_size));
     let row = t.low.y * warp.map_size;
     let next = t.high.y * warp.map_size;
-    let top = field[row + t.low.x] + (field[row + t.high.x] - field[row + t.low.x]) * t.weight.x;
-    let bottom =
-        field[next + t.low.x] + (field[next + t.high.x] - field[next + t.low.x]) * t.weight.x;
-    return top + (bottom - top) * t.weight.y;
+    return between(
+        field[row + t.low.x], field[row + t.high.x],
+        field[next + t.low.x], field[next + t.high.x], t.weight,
+    ).xy;
 }
 
 fn photo_at(position: vec2<f32>) -> vec4<f32> {

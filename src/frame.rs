@@ -4,10 +4,15 @@
 //! Pictures everywhere are [`image::RgbaImage`]: 8-bit sRGB, opaque, rows from the top. What a network
 //! sees of one is a [`view`].
 
+mod shared;
+
+use std::sync::Arc;
+
 use fast_image_resize as fir;
 use image::RgbaImage;
 
 use crate::geometry::Rect;
+pub use shared::{Handle, Lent, SharedMemory};
 
 /// One face of one frame as the generator gives it: small, whatever the photo's size.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,6 +29,8 @@ pub struct Prediction {
     /// Occlusion map, 0..1 for each cell: 1 where the source shows what is to be drawn, 0 where the
     /// generator had to invent it. All ones when the model has none.
     pub occlusion: Vec<f32>,
+    /// Where all three are in place of the vectors, which are empty then.
+    pub lent: Option<Arc<Lent>>,
 }
 
 /// Why a part of a picture could not be brought to another size.

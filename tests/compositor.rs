@@ -90,6 +90,47 @@ fn shaders_and_twin_agree_on_the_recorded_pictures() {
 }
 
 #[test]
+fn shaders_and_twin_agree_whatever_the_sizes() {
+    let Some(mut shaders) = adapter() else { return };
+    let mut twin = Compositor::new(Choice::Cpu).unwrap();
+    let photo = noise(150, 110, 5);
+    // Side of the prediction, of its maps, of what the networks saw; the crop. Cells that are cut off, predictions that are halved.
+    for (size, map, model, crop) in [
+        (30, 7, 64, Rect::new(10, 4, 90, 84)),
+        (1, 1, 1, Rect::new(0, 0, 40, 30)),
+        (64, 16, 32, Rect::new(100, 60, 150, 110)),
+        (96, 24, 48, Rect::new(20, 20, 40, 32)),
+        (128, 33, 64, Rect::new(50, 50, 57, 58)),
+    ] {
+        let mut prediction = identity(&photo, crop, size, map);
+        bend(&mut prediction, 0.12);
+        for (i, level) in prediction.rgba.iter_mut().enumerate() {
+            if i % 4 != 3 {
+                *level = level.saturating_add((i / 40 % 24) as u8);
+            }
+        }
+        let middle = prediction.deformation.len() / 2;
+        prediction.deformation[middle] = [f32::NAN, 0.0];
+        prediction.deformation[0] = [1e30, -f32::INFINITY];
+        prediction.occlusion[middle / 2] = f32::NAN;
+        shaders.set_photo(&photo, &[crop], model).unwrap();
+        twin.set_photo(&photo, &[crop], model).unwrap();
+        for mode in [PasteMode::PaddleGan, PasteMode::Feather] {
+            let settings = PasteSettings {
+                mode,
+                colour_match: 0.8,
+                ..PasteSettings::default()
+            };
+            let faces = [prediction.clone()];
+            let a = shaders.composite(&faces, &settings).unwrap();
+            let b = twin.composite(&faces, &settings).unwrap();
+            let apart = worst(a, b);
+            assert!(apart <= 1, "{size} {map} {model} {crop} {mode:?}: {apart}");
+        }
+    }
+}
+
+#[test]
 fn a_missing_or_foreign_part_of_a_prediction_is_named() {
     let photo = noise(64, 48, 1);
     let mut compositor = Compositor::new(Choice::Cpu).unwrap();
@@ -631,6 +672,7 @@ fn with_maps(picture: RgbaImage, map: u32) -> Prediction {
         map_size: map,
         deformation: (0..map * map).map(|i| [at(i % map), at(i / map)]).collect(),
         occlusion: vec![1.0; (map * map) as usize],
+        lent: None,
     }
 }
 

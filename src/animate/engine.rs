@@ -4,12 +4,13 @@
 //! over: nobody who animates needs to know, and [`Engine::notice`] says it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor};
 
 use super::on_card::{CardSource, OnCard};
 use crate::device::Card;
-use crate::frame::Prediction;
+use crate::frame::{Prediction, SharedMemory};
 use crate::model::{Keypoints, ModelConfig, packed};
 use crate::ops::threads::Workers;
 
@@ -162,6 +163,19 @@ impl Engine {
         })
     }
 
+    /// From now on predictions stay in this memory, as [`Prediction::lent`] says; without one they are read back. Where that fails,
+    /// and when all places are taken, they are read back too.
+    ///
+    /// # Errors
+    /// In a sentence why they cannot stay on the card.
+    pub fn share(&mut self, memory: Option<&Arc<SharedMemory>>) -> std::result::Result<(), String> {
+        match (&mut self.run, memory) {
+            (Run::Card(card), memory) => card.share(memory),
+            (Run::Packed(_), None) => Ok(()),
+            (Run::Packed(_), Some(_)) => Err("the networks run on the CPU".to_owned()),
+        }
+    }
+
     /// The keypoints of a square picture of the model's size, `size * size` RGBA pixels.
     ///
     /// # Panics
@@ -222,6 +236,7 @@ impl Engine {
                 Run::Packed(engine) => {
                     for ((source, driving), out) in rest.iter().zip(&mut out[done..]) {
                         let source = source.on_cpu(engine);
+                        out.lent = None;
                         engine.generate(source, driving, out);
                     }
                     return;
@@ -356,5 +371,69 @@ mod tests {
                 .sum();
             assert!((off as f64) < a.rgba.len() as f64, "{off}");
         }
+    }
+
+    #[test]
+    fn predictions_stay_in_shared_memory_as_long_as_it_has_places() {
+        use std::io::{Read, Seek, SeekFrom};
+
+        use crate::frame::Handle;
+
+        let mut engine = engine();
+        let side = engine.config().image_size as usize;
+        let photo: Vec<u8> = (0..4 * side * side).map(|i| (i * 7 % 256) as u8).collect();
+        let source = engine.encode(&photo);
+        let mut pose = source.keypoints().clone();
+        pose.value[0][0] += 0.2;
+        let moves = [(&source, source.keypoints()), (&source, &pose)];
+        let mut read = vec![Prediction::default(); 2];
+        engine.generate_all(&moves, &mut read);
+
+        let memory = |place: u64| {
+            let handle = Handle {
+                file: tempfile::tempfile().unwrap(),
+                bytes: 3 * place,
+                card: [0; 16],
+            };
+            SharedMemory::new(handle, place, 3)
+        };
+        let place = (4 * side * side + 12 * read[0].deformation.len()) as u64;
+        let shared = memory(place);
+        engine.share(Some(&shared)).unwrap();
+        let mut left = vec![Prediction::default(); 2];
+        engine.generate_all(&moves, &mut left);
+        for (left, read) in left.iter().zip(&read) {
+            assert_eq!((left.size, left.map_size), (read.size, read.map_size));
+            assert!(left.rgba.is_empty() && left.deformation.is_empty());
+            let mut bytes = vec![0; place as usize];
+            let start = left.lent.as_ref().unwrap().start();
+            let mut file = shared.handle().unwrap().file;
+            file.seek(SeekFrom::Start(start)).unwrap();
+            file.read_exact(&mut bytes).unwrap();
+            let parts = [
+                read.rgba.clone(),
+                bytemuck::cast_slice(&read.deformation).to_vec(),
+                bytemuck::cast_slice(&read.occlusion).to_vec(),
+            ];
+            assert!(bytes == parts.concat());
+        }
+        // One place is left for two: these are read back. Those of before, made again, find theirs.
+        let mut others = vec![Prediction::default(); 2];
+        engine.generate_all(&moves, &mut others);
+        assert!(others == read);
+        engine.generate_all(&moves, &mut left);
+        assert!(left.iter().all(|left| left.lent.is_some()));
+
+        engine.share(None).unwrap();
+        engine.generate_all(&moves, &mut left);
+        assert!(left == read);
+        assert!(shared.lend(3).is_some(), "all came back");
+        engine.share(Some(&memory(place - 1))).unwrap();
+        engine.generate_all(&moves, &mut left);
+        assert!(left == read, "what is too small is not used");
+
+        engine.give_way(1, &candle_core::Error::Msg("gone".to_owned()));
+        assert!(engine.share(Some(&shared)).unwrap_err().contains("CPU"));
+        engine.share(None).unwrap();
     }
 }

@@ -2,17 +2,17 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::pictures;
 use crate::device::Card;
-use crate::frame::Prediction;
+use crate::frame::{Prediction, SharedMemory};
 use crate::model::{
     KeypointTensors, Keypoints, ModelConfig, Networks, SourceFeatures, mapped, packed,
 };
-use crate::ops::fused::{self, Recorder};
+use crate::ops::fused::{self, Recorder, Shared};
 use crate::ops::maps;
 use crate::ops::threads::Workers;
 
@@ -29,6 +29,8 @@ pub(super) struct OnCard {
     /// Which of the streams they have.
     stream: usize,
     pub(super) precision: DType,
+    /// Where predictions stay; none when they are read back.
+    shared: Option<Shared>,
     /// How many frames it can make at once, as far as is known.
     pub(super) at_once: usize,
     /// What the CPU's engine is made of when it must take over.
@@ -89,6 +91,7 @@ impl OnCard {
             card,
             stream: 0,
             precision,
+            shared: None,
             at_once: usize::MAX,
             spare: Some((tensors.clone(), workers)),
         })
@@ -107,6 +110,19 @@ impl OnCard {
             at_once: self.at_once,
             ..same
         })
+    }
+
+    /// From now on predictions stay in this memory; without one they are read back.
+    ///
+    /// # Errors
+    /// In a sentence why they cannot.
+    pub(super) fn share(
+        &mut self,
+        memory: Option<&Arc<SharedMemory>>,
+    ) -> std::result::Result<(), String> {
+        let open = |memory| Shared::open(memory, &self.card.device);
+        self.shared = memory.map(open).transpose()?;
+        Ok(())
     }
 
     pub(super) fn config(&self) -> &ModelConfig {
@@ -164,6 +180,10 @@ impl OnCard {
         if moves.is_empty() {
             return Ok(());
         }
+        for out in out.iter_mut() {
+            // Its place may be what this frame gets.
+            out.lent = None;
+        }
         pooled(|| {
             for (source, _) in moves {
                 self.prepare(source)?;
@@ -220,13 +240,19 @@ impl OnCard {
         )?;
         let side = networks.config().image_size as usize;
         let [features, small] = source.tensors();
-        let shown = self
-            .recorder
-            .run("frame", &[&pairs, features, small], |inputs| {
-                let source = source.with_tensors([&inputs[1], &inputs[2]])?;
-                networks.animate(&source, &inputs[0])
-            })?;
-        pictures::fill(&shown, side, out)
+        let inputs = [&pairs, features, small];
+        let work = |inputs: &[Tensor]| {
+            let source = source.with_tensors([&inputs[1], &inputs[2]])?;
+            networks.animate(&source, &inputs[0])
+        };
+        show(
+            &mut self.recorder,
+            &mut self.shared,
+            &inputs,
+            work,
+            side,
+            out,
+        )
     }
 
     fn generate_planes(
@@ -261,7 +287,7 @@ impl OnCard {
         inputs.extend(features.tensors());
         let side = networks.config.image_size as usize;
         let generator = &networks.generator;
-        let shown = self.recorder.run("frame", &inputs, |inputs| {
+        let work = |inputs: &[Tensor]| {
             let (numbers, of_source) = inputs.split_at(numbers);
             let keypoints = |i: usize| KeypointTensors {
                 value: numbers[i].clone(),
@@ -270,14 +296,46 @@ impl OnCard {
             let features = features.with_tensors(of_source)?;
             let moved = generator.animate(&features, &keypoints(0), &keypoints(1))?;
             pictures::shown(&moved)
-        })?;
-        pictures::fill(&shown, side, out)
+        };
+        show(
+            &mut self.recorder,
+            &mut self.shared,
+            &inputs,
+            work,
+            side,
+            out,
+        )
     }
 
     fn upload(&self, pictures: &[&[u8]]) -> Result<Tensor> {
         let side = self.config().image_size as usize;
         pictures::upload(pictures, side, &self.card.device)
     }
+}
+
+/// Makes frames, for the compositor to find them on the card or read back into buffers that are reused.
+fn show(
+    recorder: &mut Recorder,
+    shared: &mut Option<Shared>,
+    inputs: &[&Tensor],
+    work: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+    side: usize,
+    out: &mut [Prediction],
+) -> Result<()> {
+    if let Some(memory) = shared
+        && let Some(places) = memory.lend(out.len())
+    {
+        let whole = |inputs: &[Tensor]| pictures::with_occlusion(work(inputs)?);
+        match recorder.hand_over("frame", inputs, whole, (memory, &places))? {
+            Some(parts) => return pictures::fill_lent(&parts, side, places, out),
+            None => {
+                tracing::info!("frames of this model are too large to stay on the card");
+                *shared = None;
+            }
+        }
+    }
+    let shown = recorder.run("frame", inputs, work)?;
+    pictures::fill(&shown, side, out)
 }
 
 /// What is kept of the photos on a stream in the form that `of` takes: one photo's, which serves the whole batch, or a batch of them.

@@ -1,11 +1,12 @@
 //! Between pictures of bytes and the networks' tensors.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use image::RgbaImage;
 
-use crate::frame::Prediction;
+use crate::frame::{Lent, Prediction};
 use crate::model::Moved;
 use crate::ops::fused::{self, floats};
 
@@ -59,6 +60,45 @@ pub fn fill(shown: &[Cow<'_, [u8]>], side: usize, out: &mut [Prediction]) -> Res
                 out.occlusion.resize(places, 1.0);
             }
         }
+        out.lent = None;
+    }
+    Ok(())
+}
+
+/// [`shown`] with a map of what is seen in any case: ones where the model has none.
+pub fn with_occlusion(mut shown: Vec<Tensor>) -> Result<Vec<Tensor>> {
+    if let [_, deformation] = &shown[..] {
+        // (b, 1, h', w') and kernels alone, as it may be recorded.
+        let ones = deformation
+            .narrow(3, 0, 1)?
+            .contiguous()?
+            .affine(0.0, 1.0)?;
+        let (b, h, w, _) = ones.dims4()?;
+        shown.push(ones.reshape((b, 1, h, w))?);
+    }
+    Ok(shown)
+}
+
+/// Says of frames that lie in `places` where they are; `parts` is how many bytes the tensors of [`with_occlusion`] take of each.
+pub fn fill_lent(
+    parts: &[usize],
+    side: usize,
+    places: Vec<Arc<Lent>>,
+    out: &mut [Prediction],
+) -> Result<()> {
+    let &[rgba, deformation, occlusion] = parts else {
+        bail!("{} tensors are no frames", parts.len());
+    };
+    let map = (occlusion / 4).isqrt();
+    if (rgba, deformation) != (4 * side * side, 8 * map * map) {
+        bail!("{rgba}, {deformation} and {occlusion} bytes are no frame");
+    }
+    for (out, place) in out.iter_mut().zip(places) {
+        (out.size, out.map_size) = (side as u32, map as u32);
+        out.rgba.clear();
+        out.deformation.clear();
+        out.occlusion.clear();
+        out.lent = Some(place);
     }
     Ok(())
 }

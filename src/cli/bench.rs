@@ -58,6 +58,9 @@ pub(super) struct Args {
     /// How long the window runs
     #[arg(long, value_name = "SECONDS", default_value_t = 20, requires = "window", value_parser = clap::value_parser!(u64).range(5..=86400))]
     seconds: u64,
+    /// Leave what the networks make on the graphics card that draws the window
+    #[arg(long, requires = "window")]
+    zero_copy: bool,
     /// Print the numbers as JSON
     #[arg(long)]
     json: bool,
@@ -269,6 +272,8 @@ fn window(args: &Args) -> Result<(), Failure> {
     let start = Start {
         driver: Some(Driver::Demo),
         threads: args.threads.map_or(0, usize::from),
+        device: Some(args.device),
+        zero_copy: args.zero_copy,
         ..Start::default()
     };
     let mut memory = Vec::new();
@@ -286,6 +291,7 @@ fn window(args: &Args) -> Result<(), Failure> {
             "first_picture_s": measured.first_picture, "first_animated_s": measured.first_animated,
             "fps": measured.fps, "driver_fps": measured.interval.recip() * 1e3,
             "latency_ms": measured.latency, "inference_ms": measured.inference,
+            "compose_ms": measured.composing, "zero_copy": measured.zero_copy,
             "slowest_frame_ms": measured.slowest, "quality": measured.quality,
             "memory_bytes": settled, "memory_growth_bytes": growth,
         });
@@ -306,6 +312,14 @@ fn window(args: &Args) -> Result<(), Failure> {
         println!(
             "latency            {:.0} ms from the driver's frame, of {most:.0} ms",
             measured.latency
+        );
+        println!(
+            "composing          {:.2} ms a frame, predictions {}",
+            measured.composing,
+            match measured.zero_copy {
+                true => "stay on the card",
+                false => "are uploaded or composed on the CPU",
+            }
         );
         println!(
             "slowest frame      {:.0} ms of the window's own",

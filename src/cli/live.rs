@@ -44,6 +44,9 @@ pub(super) struct Args {
     /// What the networks run on: auto, cpu, cuda:N or metal [default: as set in the window]
     #[arg(long, value_name = "DEVICE")]
     device: Option<Device>,
+    /// Leave what the networks make on the graphics card; for NVIDIA's on Linux, when it draws the window too
+    #[arg(long)]
+    zero_copy: bool,
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
@@ -58,6 +61,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         compositor: args.compositor,
         threads: args.threads.map_or(0, usize::from),
         device: args.device,
+        zero_copy: args.zero_copy,
         config: settings::folder(),
         ..Start::default()
     };

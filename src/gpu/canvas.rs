@@ -363,6 +363,7 @@ mod tests {
             map_size: 1,
             deformation: vec![[0.0, 0.0]],
             occlusion: vec![1.0],
+            lent: None,
         };
         let settings = PasteSettings::default();
         let mut twin = Compositor::new(Choice::Cpu).unwrap();

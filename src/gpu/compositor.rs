@@ -1,15 +1,17 @@
 //! One photo, its faces, and the frames made of them: on a graphics card or by the CPU twin.
 
+use std::sync::Arc;
+
 use image::RgbaImage;
 
 use super::Error;
 use super::context::{Context, Device};
 use super::mask::{PasteMode, PasteSettings, Raster};
 use super::neighbours::Share;
-use super::prepare::{Face, Prepared, Rim, check_crop, model_view};
+use super::prepare::{Face, Prepared, Rim, Taste, check_crop, check_prediction, model_view};
 use super::reference::{self, Twin};
 use super::scene::Gpu;
-use crate::frame::Prediction;
+use crate::frame::{Prediction, SharedMemory};
 use crate::geometry::Rect;
 
 /// Who composes.
@@ -194,7 +196,13 @@ impl Compositor {
         settings: &PasteSettings,
     ) -> Result<&RgbaImage, Error> {
         self.compose(predictions, settings)?;
-        self.output()
+        let on_gpu = self.on_gpu();
+        self.read()?;
+        if on_gpu && !self.on_gpu() {
+            // It went away with the frame.
+            self.compose(predictions, settings)?;
+        }
+        Ok(&self.output)
     }
 
     /// As [`Compositor::composite`], but with a graphics card the frame stays there until it is asked for.
@@ -211,49 +219,66 @@ impl Compositor {
             let (predictions, crops) = (predictions.len(), self.faces.len());
             return Err(Error::Count { predictions, crops });
         }
-        self.make_masks(settings);
-        let matched = match settings.mode {
-            PasteMode::Feather => settings.colour_match,
-            PasteMode::PaddleGan => 0.0,
-        };
-        let faces = self.faces.iter().zip(&self.rims).zip(&mut self.prepared);
-        for (index, (((face, rim), prepared), prediction)) in faces.zip(predictions).enumerate() {
-            let rim = if matched > 0.0 { rim.as_slice() } else { &[] };
-            prepared.update(index, prediction, face, settings.detail, rim)?;
-            prepared.offset = prepared.offset.map(|channel| channel * matched);
-            if settings.mode == PasteMode::Feather {
-                prepared.shrink_to(face.crop);
+        for (index, prediction) in predictions.iter().enumerate() {
+            check_prediction(index, prediction)?;
+            if let Some(lent) = &prediction.lent
+                && !self.gpu.as_ref().is_some_and(|gpu| gpu.holds(lent))
+            {
+                return Err(Error::Elsewhere { index });
             }
         }
+        self.make_masks(settings);
+        let feathered = settings.mode == PasteMode::Feather;
+        let taste = Taste {
+            detail: settings.detail,
+            matched: if feathered {
+                settings.colour_match
+            } else {
+                0.0
+            },
+            shrinks: feathered,
+        };
         self.unread = false;
         if let Some(gpu) = self.gpu.as_mut().filter(|gpu| gpu.ready()) {
             // What is left by the CPU's frames is in rows that are read back.
             self.rasters.clear();
-            let result = gpu.render(&self.prepared, &self.shares);
+            let result = gpu.render(&self.faces, predictions, &taste, &self.shares);
             self.gpu_or_fall_back(result)?;
             self.unread = self.on_gpu();
         }
         if !self.on_gpu() {
+            let faces = self.faces.iter().zip(&self.rims).zip(&mut self.prepared);
+            for (index, (((face, rim), prepared), given)) in faces.zip(predictions).enumerate() {
+                match (&given.lent, &self.gpu) {
+                    (None, _) => prepared.update(given, face, &taste, rim),
+                    (Some(_), Some(gpu)) => {
+                        prepared.update(&gpu.fetch(given)?, face, &taste, rim);
+                    }
+                    (Some(_), None) => return Err(Error::Elsewhere { index }),
+                }
+            }
             self.paint();
         }
         Ok(())
     }
 
-    /// What was composed last; the photo itself before that.
+    /// What was composed last; the photo itself before that. What an adapter takes with it when it fails is missing in it.
     ///
     /// # Errors
     /// With [`Choice::Wgpu`], what the adapter says.
     pub fn output(&mut self) -> Result<&RgbaImage, Error> {
+        self.read()?;
+        Ok(&self.output)
+    }
+
+    fn read(&mut self) -> Result<(), Error> {
         if std::mem::take(&mut self.unread)
             && let Some(gpu) = &self.gpu
         {
             let result = gpu.read(&mut self.output);
             self.gpu_or_fall_back(result)?;
-            if !self.on_gpu() {
-                self.paint();
-            }
         }
-        Ok(&self.output)
+        Ok(())
     }
 
     /// Copies what was composed last into a texture of the compositor's device that holds the photo; false
@@ -270,11 +295,22 @@ impl Compositor {
         };
         let result = gpu.copy_into(texture);
         self.gpu_or_fall_back(result)?;
-        if !self.on_gpu() {
-            self.unread = false;
-            self.paint();
-        }
+        self.unread &= self.on_gpu();
         Ok(self.on_gpu())
+    }
+
+    /// Memory on the compositor's card in which the networks may leave predictions, if they run on the same one.
+    ///
+    /// # Errors
+    /// When it is not a graphics card that composes, or not one that lets its memory be shared.
+    pub fn share(&mut self) -> Result<Arc<SharedMemory>, Error> {
+        match &mut self.gpu {
+            Some(gpu) => gpu.share(),
+            None => Err(Error::Sharing {
+                adapter: self.device_name(),
+                reason: "it composes by itself".to_owned(),
+            }),
+        }
     }
 
     /// The part of the photo that its faces are in; empty without any.
@@ -297,6 +333,14 @@ impl Compositor {
         match &self.gpu {
             Some(gpu) if self.photo.is_empty() || gpu.ready() => gpu.context.name.clone(),
             _ => "CPU".to_owned(),
+        }
+    }
+
+    /// Lowers the adapter's limits, to test what happens beyond them.
+    #[cfg(test)]
+    pub(super) fn pretend_max_side(&mut self, side: u32) {
+        if let Some(gpu) = &mut self.gpu {
+            gpu.context.pretend_max_side(side);
         }
     }
 
@@ -332,6 +376,9 @@ impl Compositor {
             .zip(&self.shares)
             .map(|(face, share)| Rim::of(&share.mask, face.crop))
             .collect();
+        if let Some(gpu) = &mut self.gpu {
+            gpu.set_rims(&self.rims);
+        }
         self.masked = Some(*settings);
         self.rasters.clear();
     }
@@ -396,6 +443,7 @@ mod tests {
             map_size: 1,
             deformation: vec![[0.0, 0.0]],
             occlusion: vec![1.0],
+            lent: None,
         }
     }
 
@@ -412,22 +460,12 @@ mod tests {
         let Some(mut compositor) = on_adapter(Choice::Wgpu) else {
             return;
         };
-        compositor
-            .gpu
-            .as_mut()
-            .unwrap()
-            .context
-            .pretend_max_side(64);
+        compositor.pretend_max_side(64);
         compositor.set_photo(&photo(), &[CROP], 32).unwrap();
         assert_eq!(compositor.device_name(), "CPU");
         let settings = PasteSettings::default();
         assert!(*compositor.composite(&[prediction()], &settings).unwrap() == expected());
-        compositor
-            .gpu
-            .as_mut()
-            .unwrap()
-            .context
-            .pretend_max_side(8192);
+        compositor.pretend_max_side(8192);
         compositor.set_photo(&photo(), &[CROP], 32).unwrap();
         assert_ne!(compositor.device_name(), "CPU");
     }

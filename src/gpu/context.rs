@@ -266,6 +266,22 @@ impl Context {
             .map_err(|e| self.failed(e.to_string()))
     }
 
+    /// What `read` makes of a buffer that may be mapped, when all that was submitted is done.
+    pub(crate) fn mapped<T>(
+        &self,
+        buffer: &wgpu::Buffer,
+        read: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Error> {
+        buffer.map_async(wgpu::MapMode::Read, .., |_| ());
+        self.wait()?;
+        let result = match buffer.get_mapped_range(..) {
+            Ok(bytes) => Ok(read(&bytes)),
+            Err(error) => Err(self.failed(error.to_string())),
+        };
+        buffer.unmap();
+        result
+    }
+
     pub(crate) fn failed(&self, reason: impl Into<String>) -> Error {
         Error::Adapter {
             adapter: self.name.clone(),

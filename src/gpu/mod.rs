@@ -2,17 +2,17 @@
 //! resolution.
 //!
 //! ```text
-//! prediction, deformation, occlusion --prepare (CPU, at the model's size)--> picture + field
+//! prediction, deformation, occlusion --prepare, at the model's size--> picture + field
 //! photo, low --------------------------warp--> the face at the crop's size --paste_back--> frame
 //! ```
 //!
-//! - [`prepare`](self) compares the prediction with the source moved by the same deformation: where
+//! - `prepare.wgsl` compares the prediction with the source moved by the same deformation: where
 //!   they agree, the sharpness that the generator lost comes back from the photo.
 //! - `warp.wgsl` adds what is finer than the model's size: the photo at full resolution less its
 //!   version of the model's size, both moved by the deformation.
 //! - `paste_back.wgsl` mixes the face into the photo by a mask.
 //!
-//! Both shaders have a twin in `reference.rs`, which is their oracle in the tests and does the work
+//! The shaders have twins in `prepare.rs` and `reference.rs`, which are their oracle in the tests and do the work
 //! where there is no graphics card ([`Choice::Auto`] takes a software adapter for none: the twin is
 //! faster). All arithmetic is on sRGB values as they are, as the network's.
 //!
@@ -25,10 +25,12 @@
 mod canvas;
 mod compositor;
 mod context;
+mod interop;
 mod mask;
 mod neighbours;
 mod paste_back;
 mod prepare;
+mod prepare_pass;
 mod reference;
 mod sample;
 mod scene;
@@ -63,6 +65,22 @@ pub enum Error {
         adapter: String,
         /// What wgpu said.
         reason: String,
+    },
+    /// Predictions cannot stay on the card.
+    #[error("no memory can be shared with {adapter} ({reason}): leave --zero-copy out")]
+    Sharing {
+        /// Name of the adapter.
+        adapter: String,
+        /// Why.
+        reason: String,
+    },
+    /// A prediction that lies on another card, or on one that is gone.
+    #[error(
+        "face {index} lies on a graphics card that is not the compositor's: leave --zero-copy out"
+    )]
+    Elsewhere {
+        /// Index of the face, from 0.
+        index: usize,
     },
     /// The photo has no pixels.
     #[error("the photo is empty ({width}x{height} pixels): choose another picture")]

@@ -12,11 +12,20 @@ const SHADER: &str = include_str!("../../shaders/paste_back.wgsl");
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub(super) struct Uniform {
     pub(super) crop: [u32; 4],
-    pub(super) offset: [f32; 4],
     pub(super) mask: Mask,
     pub(super) stride: u32,
     pub(super) neighbours: u32,
     pub(super) pad: [u32; 2],
+}
+
+/// The buffers of the bindings 0 to 4, in order.
+#[derive(Debug)]
+pub(super) struct Bindings<'a> {
+    pub(super) uniform: &'a wgpu::Buffer,
+    pub(super) warped: &'a wgpu::Buffer,
+    pub(super) frame: &'a wgpu::Buffer,
+    pub(super) neighbours: &'a wgpu::Buffer,
+    pub(super) offset: &'a wgpu::Buffer,
 }
 
 #[derive(Debug)]
@@ -31,15 +40,15 @@ impl PasteBack {
         }
     }
 
-    pub(super) fn bind(
-        &self,
-        context: &Context,
-        uniform: &wgpu::Buffer,
-        warped: &wgpu::Buffer,
-        frame: &wgpu::Buffer,
-        neighbours: &wgpu::Buffer,
-    ) -> wgpu::BindGroup {
-        let buffers = [uniform, warped, frame, neighbours];
+    pub(super) fn bind(&self, context: &Context, with: &Bindings<'_>) -> wgpu::BindGroup {
+        let &Bindings {
+            uniform,
+            warped,
+            frame,
+            neighbours,
+            offset,
+        } = with;
+        let buffers = [uniform, warped, frame, neighbours, offset];
         context.bind("paste_back", &self.pipeline, &buffers)
     }
 }
@@ -56,7 +65,6 @@ mod tests {
     fn the_uniforms_mirror_the_shaders() {
         let offsets = [
             ("crop", offset_of!(Uniform, crop)),
-            ("offset", offset_of!(Uniform, offset)),
             ("mask", offset_of!(Uniform, mask)),
             ("stride", offset_of!(Uniform, stride)),
             ("neighbours", offset_of!(Uniform, neighbours)),

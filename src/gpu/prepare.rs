@@ -22,7 +22,10 @@
 //!
 //! A perfect prediction, p = s, gives the photo back exactly. `detail` scales the gain; without
 //! detail the bracket is p.
+//!
+//! Here this is done on the CPU; on a graphics card by `shaders/prepare.wgsl`, whose twin this is.
 
+use bytemuck::{Pod, Zeroable};
 use image::RgbaImage;
 use rayon::prelude::*;
 
@@ -33,7 +36,7 @@ use crate::frame::{self, Prediction};
 use crate::geometry::Rect;
 
 /// Side of the cells in which prediction and source are compared, in pixels of the prediction.
-const CELL: usize = 4;
+pub(crate) const CELL: usize = 4;
 /// Fine band: energy of the difference over the source's own, full gain up to the first number, none
 /// from the second.
 const FINE: (f32, f32) = (1.0, 1.8);
@@ -100,7 +103,28 @@ pub(crate) fn check_crop(photo: &RgbaImage, crop: Rect) -> Result<(), Error> {
     Ok(())
 }
 
-/// A prediction made ready for both back ends; its buffers are used again for the next frame.
+/// What of the settings counts for a prediction at the model's own size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taste {
+    /// How much of the photo's detail is taken, 0..=1.
+    pub(crate) detail: f32,
+    /// How much of the difference in colour along the mask's edge is evened out, 0..=1.
+    pub(crate) matched: f32,
+    /// A prediction much larger than its crop is halved first.
+    pub(crate) shrinks: bool,
+}
+
+/// How often a prediction is halved while it is at least twice as large as the crop: bilinear sampling alone would skip pixels.
+pub(crate) fn halvings(size: u32, crop: Rect) -> u32 {
+    let side = crop.width().max(crop.height());
+    let (mut size, mut times) = (size, 0);
+    while size.is_multiple_of(2) && size / 2 >= side {
+        (size, times) = (size / 2, times + 1);
+    }
+    times
+}
+
+/// A prediction made ready for the CPU's twin; its buffers are used again for the next frame.
 #[derive(Debug, Default)]
 pub(crate) struct Prepared {
     /// Side of the picture.
@@ -132,17 +156,14 @@ struct Scratch {
 }
 
 impl Prepared {
-    /// Takes a prediction over. `index` is the face's, for messages. With `rim` its colours are
-    /// shifted to meet the photo's there.
+    /// Takes a prediction over that [`check_prediction`] has found good. Its colours are shifted to meet the photo's along the `rim`.
     pub(crate) fn update(
         &mut self,
-        index: usize,
         prediction: &Prediction,
         face: &Face,
-        detail: f32,
+        taste: &Taste,
         rim: &[Rim],
-    ) -> Result<(), Error> {
-        check_prediction(index, prediction)?;
+    ) {
         let pixels = prediction.rgba.as_chunks().0;
         let side = prediction.size as usize;
         let window = Window {
@@ -153,10 +174,13 @@ impl Prepared {
         };
         self.size = prediction.size;
         self.map_size = prediction.map_size;
-        self.offset = rim_offset(&window, &face.low_pixels(), rim);
+        self.offset = match taste.matched > 0.0 {
+            true => rim_offset(&window, &face.low_pixels(), rim).map(|c| c * taste.matched),
+            false => [0.0; 3],
+        };
         self.field.clear();
         self.picture.clear();
-        if detail > 0.0 {
+        if taste.detail > 0.0 {
             self.displacements(prediction);
             self.scratch.compare(
                 &window,
@@ -164,21 +188,20 @@ impl Prepared {
                 &self.field,
                 &face.low_pixels(),
             );
-            self.scratch.gains(prediction, detail);
+            self.scratch.gains(prediction, taste.detail);
             self.scratch
                 .bracket(&window, self.map_size as usize, &mut self.picture);
         } else {
             self.picture
                 .extend(pixels.iter().map(|&[r, g, b, _]| widen([r, g, b, 0])));
         }
-        Ok(())
+        if taste.shrinks {
+            self.shrink(halvings(self.size, face.crop));
+        }
     }
 
-    /// Halves the picture while it is at least twice as large as the crop: bilinear sampling alone
-    /// would skip pixels.
-    pub(crate) fn shrink_to(&mut self, crop: Rect) {
-        let side = crop.width().max(crop.height());
-        while self.size.is_multiple_of(2) && self.size / 2 >= side {
+    fn shrink(&mut self, times: u32) {
+        for _ in 0..times {
             let (size, half) = (self.size as usize, self.size as usize / 2);
             for i in 0..half * half {
                 let at = 2 * (i / half) * size + 2 * (i % half);
@@ -409,14 +432,19 @@ fn smooth(grid: &[f32], side: usize) -> Vec<f32> {
 }
 
 /// A place on the mask's soft edge, where the prediction meets the photo.
-#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub(crate) struct Rim {
     /// (x, y) in sides of the crop.
-    place: (f32, f32),
+    place: [f32; 2],
     weight: f32,
+    pad: f32,
 }
 
 impl Rim {
+    /// The most places there can be.
+    pub(crate) const MOST: usize = (RIM_SIDE * RIM_SIDE) as usize;
+
     /// The soft edge of a mask.
     pub(crate) fn of(mask: &Mask, crop: Rect) -> Vec<Self> {
         let (width, height) = (crop.width(), crop.height());
@@ -429,8 +457,9 @@ impl Rim {
                 let weight = 4.0 * m * (1.0 - m);
                 if weight > 0.05 {
                     rim.push(Self {
-                        place: (centre(x), centre(y)),
+                        place: [centre(x), centre(y)],
                         weight,
+                        pad: 0.0,
                     });
                 }
             }
@@ -443,8 +472,9 @@ impl Rim {
 fn rim_offset(prediction: &Window<'_>, photo: &Window<'_>, rim: &[Rim]) -> [f32; 3] {
     let (mut sum, mut accepted, mut all) = ([0.0; 3], 0.0, 0.0);
     for &Rim {
-        place: (u, v),
+        place: [u, v],
         weight,
+        ..
     } in rim
     {
         let at = |w: &Window<'_>| w.bilinear(u * w.width as f32 - 0.5, v * w.height as f32 - 0.5);
@@ -463,7 +493,9 @@ fn rim_offset(prediction: &Window<'_>, photo: &Window<'_>, rim: &[Rim]) -> [f32;
     sum.map(|s| (s / accepted).clamp(-RIM_LIMIT, RIM_LIMIT))
 }
 
-fn check_prediction(index: usize, prediction: &Prediction) -> Result<(), Error> {
+/// # Errors
+/// A side that no model has, or parts of other lengths than the sides ask for. `index` is the face's, for the message.
+pub(crate) fn check_prediction(index: usize, prediction: &Prediction) -> Result<(), Error> {
     let side = |side: u32| {
         if side == 0 || side > MAX_SIZE {
             Err(Error::ModelSize(side))
@@ -473,6 +505,18 @@ fn check_prediction(index: usize, prediction: &Prediction) -> Result<(), Error> 
     };
     let size = side(prediction.size)?;
     let map = side(prediction.map_size)?;
+    if let Some(lent) = &prediction.lent {
+        let (found, expected) = (lent.room() as usize, 4 * size * size + 12 * map * map);
+        return match found < expected {
+            true => Err(Error::Prediction {
+                index,
+                part: "its place",
+                found,
+                expected,
+            }),
+            false => Ok(()),
+        };
+    }
     let parts = [
         ("picture", prediction.rgba.len(), size * size * 4),
         ("deformation", prediction.deformation.len(), map * map),
@@ -522,7 +566,7 @@ mod tests {
         prepared.picture = (0..64 * 64)
             .map(|i| [if i % 2 == 0 { 200.0 } else { 0.0 }; 4])
             .collect();
-        prepared.shrink_to(Rect::new(0, 0, 20, 12));
+        prepared.shrink(halvings(64, Rect::new(0, 0, 20, 12)));
         assert_eq!((prepared.size, prepared.picture.len()), (32, 32 * 32));
         assert!(prepared.picture.iter().all(|p| *p == [100.0; 4]));
     }

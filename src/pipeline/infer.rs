@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use crate::animate::take;
 use crate::animate::{PerformOptions, Performer, Source};
 use crate::device::Choice;
 use crate::faces::{self, Tracker};
-use crate::frame::Prediction;
+use crate::frame::{Prediction, SharedMemory};
 use crate::geometry::Rect;
 use crate::gpu;
 use crate::model::Keypoints;
@@ -104,6 +105,8 @@ struct Stage<'a> {
     current: Option<u64>,
     take: Option<Take>,
     refiner: Option<Refiner>,
+    /// Where predictions stay, as far as that can be.
+    shared: Option<Arc<SharedMemory>>,
     /// The predictions of a frame that the window had no time for, to be used again.
     spare: Vec<Prediction>,
     /// Whether this driver's face was found before.
@@ -156,6 +159,7 @@ impl<'a> Stage<'a> {
             current: None,
             take: None,
             refiner: None,
+            shared: None,
             spare: Vec::new(),
             seen: false,
             refused: false,
@@ -213,6 +217,11 @@ impl<'a> Stage<'a> {
                     Ok(refiner) => self.refiner = refiner,
                     Err(error) => (self.tell)(Event::EnhanceFailed(error.to_string())),
                 }
+                self.share();
+            }
+            Command::Share(memory) => {
+                self.shared = Some(memory);
+                self.share();
             }
             Command::Hold(target) => self.governor.aim(target),
             Command::RecordTake(path) => {
@@ -224,6 +233,16 @@ impl<'a> Stage<'a> {
                 });
             }
             Command::EndTake => self.end_take(),
+        }
+    }
+
+    /// Leaves predictions on the card, unless something is to be added to them here.
+    fn share(&mut self) {
+        let memory = self.shared.as_ref().filter(|_| self.refiner.is_none());
+        if let Err(why) = self.engines.share(memory) {
+            self.shared = None;
+            let notice = format!("predictions are copied, not left on the card: {why}");
+            (self.tell)(Event::Notice(notice));
         }
     }
 
@@ -328,6 +347,7 @@ impl<'a> Stage<'a> {
 
     fn run_on(&mut self, engines: Engines, rung: usize) {
         self.engines = engines;
+        self.share();
         for photo in self.photos.values_mut() {
             photo.sources = None;
         }
@@ -398,6 +418,7 @@ impl<'a> Stage<'a> {
         {
             self.refiner = None;
             (self.tell)(Event::EnhanceFailed(error.to_string()));
+            let _ = self.engines.share(self.shared.as_ref());
         }
         stages.generate = milliseconds(start);
         let match_score = self.performer.match_score(&faces);

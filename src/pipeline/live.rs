@@ -19,7 +19,7 @@ use crate::animate::PerformOptions;
 use crate::animate::load::{self, ModelOptions};
 use crate::device::Choice;
 use crate::faces::Enhancement;
-use crate::frame::Prediction;
+use crate::frame::{Prediction, SharedMemory};
 use crate::geometry::Rect;
 use crate::model::Keypoints;
 use crate::ops::threads::available_threads;
@@ -87,6 +87,8 @@ pub enum Command {
     NewDriver,
     /// Make faces sharper, or leave them as they are.
     Enhance(Option<Enhancement>),
+    /// Leave predictions in this memory of the compositor's card.
+    Share(Arc<SharedMemory>),
     /// Hold so many frames a second, at the cost of quality; None: never.
     Hold(Option<f32>),
     /// Write the driver's motion into this new file.

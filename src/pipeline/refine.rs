@@ -181,6 +181,7 @@ mod tests {
             map_size: 8,
             deformation: (0..64).map(|i| [here(i % 8), here(i / 8)]).collect(),
             occlusion: vec![1.0; 64],
+            lent: None,
         }
     }
 

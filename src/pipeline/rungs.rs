@@ -7,6 +7,7 @@
 //! smaller model, which sees other keypoints.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use image::RgbaImage;
 
@@ -14,7 +15,7 @@ use super::live::{LiveModel, embedded_bytes};
 use crate::animate::load::{self, ModelOptions, Precision};
 use crate::animate::{Engine, Source};
 use crate::device::Choice;
-use crate::frame::Prediction;
+use crate::frame::{Prediction, SharedMemory};
 use crate::geometry::Rect;
 use crate::gpu;
 use crate::model::{Keypoints, ModelConfig};
@@ -139,6 +140,11 @@ impl Engines {
     pub(super) fn notice(&mut self) -> Option<String> {
         let half = self.half.as_mut().and_then(Engine::notice);
         self.full.notice().or(half)
+    }
+
+    /// See [`Engine::share`].
+    pub(super) fn share(&mut self, memory: Option<&Arc<SharedMemory>>) -> Result<(), String> {
+        self.half.as_mut().unwrap_or(&mut self.full).share(memory)
     }
 
     /// The driver's keypoints in a square of [`Engines::size`].

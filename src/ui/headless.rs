@@ -51,6 +51,10 @@ pub struct Measured {
     pub inference: f64,
     /// What the governor has made of it: "full quality", "half size".
     pub quality: String,
+    /// What putting a frame's faces into the photo took on the window's thread, milliseconds: a running mean.
+    pub composing: f64,
+    /// Predictions stayed on the card at the end.
+    pub zero_copy: bool,
     /// The longest time that one frame of the window took, milliseconds: the window answers within it.
     pub slowest: f64,
 }
@@ -99,6 +103,8 @@ pub fn measure(
         interval: 1000.0 / f64::from(stats.driver_fps()).max(0.001),
         inference: f64::from(stats.stages.total()),
         quality: quality.unwrap_or_else(|| "full quality".to_owned()),
+        composing: f64::from(stats.compose),
+        zero_copy: window.app.stage.on_card(),
         slowest: slowest.as_secs_f64() * 1000.0,
     })
 }

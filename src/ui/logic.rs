@@ -106,6 +106,7 @@ impl App {
                 };
                 self.tell_motion();
                 self.tell_enhancement();
+                self.tell_sharing();
                 let ids: Vec<u64> = self.reel.photos.iter().map(|photo| photo.id).collect();
                 self.stage.clear();
                 for id in ids {
@@ -269,6 +270,20 @@ impl App {
         if let Some(live) = self.ready() {
             let wanted = tuning::enhancement(&self.settings.enhance);
             live.tell(live::Command::Enhance(wanted));
+        }
+    }
+
+    /// Lets the networks leave their predictions where the compositor finds them, when that is asked for.
+    fn tell_sharing(&mut self) {
+        if !self.start.zero_copy {
+            return;
+        }
+        match (self.stage.share(), self.ready()) {
+            (Ok(memory), Some(live)) => {
+                live.tell(live::Command::Share(memory));
+            }
+            (Err(error), _) => self.notices.warn(error.to_string()),
+            (Ok(_), None) => {}
         }
     }
 

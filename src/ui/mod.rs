@@ -56,6 +56,8 @@ pub struct Start {
     pub threads: usize,
     /// What the networks run on, in place of what the settings say.
     pub device: Option<device::Choice>,
+    /// Predictions stay on the card that draws the window, if the networks run on it too.
+    pub zero_copy: bool,
     /// The folder of the settings; nothing is remembered without.
     pub config: Option<PathBuf>,
     /// Start neither networks nor driver: for pictures of the window alone.

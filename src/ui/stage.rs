@@ -10,7 +10,7 @@ use image::RgbaImage;
 
 use super::picture::Picture;
 use super::reel::Face;
-use crate::frame::Prediction;
+use crate::frame::{Prediction, SharedMemory};
 use crate::geometry::Rect;
 use crate::gpu::{self, Compositor, PasteSettings};
 
@@ -173,6 +173,16 @@ impl Stage {
         } else {
             self.compositor.output()?
         }))
+    }
+
+    /// See [`Compositor::share`].
+    pub(super) fn share(&mut self) -> Result<Arc<SharedMemory>, gpu::Error> {
+        self.compositor.share()
+    }
+
+    /// Whether the newest predictions have stayed on the card.
+    pub(super) fn on_card(&self) -> bool {
+        self.predictions.iter().any(|face| face.lent.is_some())
     }
 
     /// Who composes.

@@ -171,6 +171,7 @@ mod tests {
                 .map(|i| [here(i % map) + shift[0], here(i / map) + shift[1]])
                 .collect(),
             occlusion: vec![1.0; (map * map) as usize],
+            lent: None,
         }
     }
 

@@ -18,6 +18,7 @@ pub(crate) mod host;
 mod motion;
 mod pictures;
 mod recorder;
+mod shared;
 #[cfg(test)]
 #[cfg(unix)]
 mod tests;
@@ -36,6 +37,7 @@ pub(crate) use motion::{Motion, PAIR, places};
 pub use motion::{deformation, kept_still, keypoints, opened, pairs, sparse_motion, veiled};
 pub use pictures::{mean_2x2, nearest_x2, pack, reduce, unpack};
 pub use recorder::{Recorder, floats};
+pub use shared::Shared;
 
 /// Whether the networks are to take these ops for what they make of `x`: it is not learnt from, and on a CUDA card, or in
 /// half precision on the CPU, where they show what a card computes.

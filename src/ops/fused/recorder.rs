@@ -7,7 +7,14 @@ use std::borrow::Cow;
 #[cfg(feature = "cuda")]
 use std::collections::HashMap;
 
+use std::sync::Arc;
+
 use candle_core::{DType, Result, Tensor, bail};
+
+use super::shared::Shared;
+use crate::frame::Lent;
+#[cfg(feature = "cuda")]
+pub(super) use cuda::address;
 
 /// What has been recorded, by the name of the work and the shapes of its inputs.
 #[derive(Debug, Default)]
@@ -30,21 +37,64 @@ impl Recorder {
         inputs: &[&Tensor],
         work: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
     ) -> Result<Vec<Cow<'_, [u8]>>> {
-        let plainly = || {
-            let inputs: Vec<Tensor> = inputs.iter().map(|&input| input.clone()).collect();
-            work(&inputs)?.iter().map(bytes).collect()
-        };
         #[cfg(feature = "cuda")]
-        if inputs.first().is_some_and(|input| input.device().is_cuda())
-            && let Some(graph) = cuda::recorded(&mut self.known, name, inputs, &work)
-        {
+        if let Some(graph) = self.recorded((name, false), inputs, &work) {
             let read = graph.run(inputs)?;
             return Ok(read.map(Cow::Borrowed).collect());
         }
         #[cfg(not(feature = "cuda"))]
         let _ = name;
-        plainly()
+        plainly(inputs, work)?.iter().map(bytes).collect()
     }
+
+    /// As [`Recorder::run`], but what is made stays on the card, in places of `shared`: the i-th picture's part of each tensor in the
+    /// i-th, one after the other. How long these parts are, in bytes; none when the places are too small for them.
+    ///
+    /// # Errors
+    /// Those of `work`, and the device's.
+    pub fn hand_over(
+        &mut self,
+        name: &'static str,
+        inputs: &[&Tensor],
+        work: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+        (shared, places): (&Shared, &[Arc<Lent>]),
+    ) -> Result<Option<Vec<usize>>> {
+        let parts = |made: &[Tensor]| -> Result<Option<Vec<usize>>> {
+            let part = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes() / places.len();
+            let written = shared.write(made, places)?;
+            Ok(written.then(|| made.iter().map(part).collect()))
+        };
+        #[cfg(feature = "cuda")]
+        if let Some(graph) = self.recorded((name, true), inputs, &work) {
+            return parts(graph.make(inputs)?);
+        }
+        #[cfg(not(feature = "cuda"))]
+        let _ = name;
+        parts(&plainly(inputs, work)?)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn recorded(
+        &mut self,
+        name: cuda::Name,
+        inputs: &[&Tensor],
+        work: &impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+    ) -> Option<&mut cuda::Graph> {
+        let on_cuda = |input: &&Tensor| input.device().is_cuda();
+        match inputs.first().is_some_and(on_cuda) {
+            true => cuda::recorded(&mut self.known, name, inputs, work),
+            false => None,
+        }
+    }
+}
+
+/// The work as it comes.
+fn plainly(
+    inputs: &[&Tensor],
+    work: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+) -> Result<Vec<Tensor>> {
+    let inputs: Vec<Tensor> = inputs.iter().map(|&input| input.clone()).collect();
+    work(&inputs)
 }
 
 /// What [`Recorder::run`] has read back of a tensor of f32.
@@ -59,7 +109,7 @@ pub fn floats(bytes: &[u8]) -> Cow<'_, [f32]> {
     }
 }
 
-fn bytes(tensor: &Tensor) -> Result<Cow<'static, [u8]>> {
+pub(super) fn bytes(tensor: &Tensor) -> Result<Cow<'static, [u8]>> {
     let flat = tensor.flatten_all()?;
     Ok(Cow::Owned(match tensor.dtype() {
         DType::U8 => flat.to_vec1()?,
@@ -88,7 +138,9 @@ mod cuda {
     /// Shapes of one name at most, each with its buffers: a batch of frames has one, and the rest at a clip's end another.
     const MOST: usize = 8;
 
-    pub(super) type Key = (&'static str, Vec<(Vec<usize>, DType)>);
+    /// What the work is called, and whether its results stay on the card.
+    pub(super) type Name = (&'static str, bool);
+    pub(super) type Key = (Name, Vec<(Vec<usize>, DType)>);
 
     #[derive(Debug)]
     pub(super) enum Entry {
@@ -102,7 +154,7 @@ mod cuda {
     /// The work as it was recorded, which it is when it is asked for the second time; none where it is to be done as it comes.
     pub(super) fn recorded<'a>(
         known: &'a mut HashMap<Key, Entry>,
-        name: &'static str,
+        name: Name,
         inputs: &[&Tensor],
         work: &impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
     ) -> Option<&'a mut Graph> {
@@ -113,13 +165,14 @@ mod cuda {
         match known.get(&key) {
             Some(Entry::Recorded(_) | Entry::Refused) => {}
             Some(Entry::Seen) => {
-                let entry = match Graph::record(inputs, work) {
+                let entry = match Graph::record(inputs, work, name.1) {
                     Ok(graph) => Entry::Recorded(graph),
                     Err(error) => {
                         let why = error.to_string();
                         let why = why.lines().next().unwrap_or_default();
                         tracing::warn!(
-                            "{name} cannot be recorded and is launched kernel by kernel: {why}"
+                            "{} cannot be recorded and is launched kernel by kernel: {why}",
+                            name.0
                         );
                         Entry::Refused
                     }
@@ -145,7 +198,39 @@ mod cuda {
         stream: Arc<CudaStream>,
         inputs: Vec<Tensor>,
         /// What it copies its results to.
-        results: Vec<Pinned>,
+        results: Results,
+    }
+
+    enum Results {
+        /// To be read by the host.
+        Host(Vec<Pinned>),
+        /// To be read on the card.
+        Card(Vec<Tensor>),
+    }
+
+    impl Results {
+        /// Room for what was made.
+        fn room(made: &[Tensor], on_card: bool) -> Result<Self> {
+            let pinned = |t: &Tensor| Pinned::new(t.elem_count() * t.dtype().size_in_bytes());
+            Ok(match on_card {
+                true => Self::Card(made.iter().map(Tensor::copy).collect::<Result<_>>()?),
+                false => Self::Host(made.iter().map(pinned).collect::<Result<_>>()?),
+            })
+        }
+
+        /// Copies there what was made, when the stream has come so far.
+        fn take(&mut self, made: &[Tensor], stream: &Arc<CudaStream>) -> Result<()> {
+            match self {
+                Self::Host(to) => {
+                    let mut pairs = to.iter_mut().zip(made);
+                    pairs.try_for_each(|(to, made)| to.read(made, stream))
+                }
+                Self::Card(to) => {
+                    let mut pairs = to.iter().zip(made);
+                    pairs.try_for_each(|(to, made)| to.slice_set(made, 0, 0))
+                }
+            }
+        }
     }
 
     // SAFETY: a graph may be launched by any thread, one at a time, which `&mut self` sees to; cudarc makes the context the thread's
@@ -164,6 +249,7 @@ mod cuda {
         fn record(
             inputs: &[&Tensor],
             work: &impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+            on_card: bool,
         ) -> Result<Self> {
             let Some(first) = inputs.first() else {
                 bail!("work without inputs");
@@ -173,17 +259,13 @@ mod cuda {
             let inputs = inputs.iter().map(own).collect::<Result<Vec<_>>>()?;
             // Once without: what is loaded or chosen at first use is then there, on this thread.
             let made = work(&inputs)?;
-            let room = |t: &Tensor| Pinned::new(t.elem_count() * t.dtype().size_in_bytes());
-            let mut results = made.iter().map(room).collect::<Result<Vec<_>>>()?;
+            let mut results = Results::room(&made, on_card)?;
             drop(made);
             stream.synchronize().w()?;
 
             let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
             stream.begin_capture(mode).w()?;
-            let recorded = work(&inputs).and_then(|made| {
-                let mut pairs = results.iter_mut().zip(&made);
-                pairs.try_for_each(|(to, made)| to.read(made, &stream))
-            });
+            let recorded = work(&inputs).and_then(|made| results.take(&made, &stream));
             let graph = stream.end_capture(CUgraphInstantiate_flags(0));
             recorded?;
             let Some(graph) = graph.w()? else {
@@ -205,14 +287,30 @@ mod cuda {
             })
         }
 
-        /// The results of these inputs.
+        /// The results of these inputs, when they are there.
         pub(super) fn run(&mut self, inputs: &[&Tensor]) -> Result<impl Iterator<Item = &[u8]>> {
+            self.launch(inputs)?;
+            self.stream.synchronize().w()?;
+            match &self.results {
+                Results::Host(results) => Ok(results.iter().map(Pinned::bytes)),
+                Results::Card(_) => bail!("results that stay on the card are not read"),
+            }
+        }
+
+        /// The results of these inputs on the card, for what comes after on its stream.
+        pub(super) fn make(&mut self, inputs: &[&Tensor]) -> Result<&[Tensor]> {
+            self.launch(inputs)?;
+            match &self.results {
+                Results::Card(results) => Ok(results),
+                Results::Host(_) => bail!("results that are read do not stay on the card"),
+            }
+        }
+
+        fn launch(&self, inputs: &[&Tensor]) -> Result<()> {
             for (own, input) in self.inputs.iter().zip(inputs) {
                 own.slice_set(&input.contiguous()?, 0, 0)?;
             }
-            self.graph.launch().w()?;
-            self.stream.synchronize().w()?;
-            Ok(self.results.iter().map(Pinned::bytes))
+            self.graph.launch().w()
         }
     }
 
@@ -240,26 +338,13 @@ mod cuda {
 
         /// Copies a tensor there, when the stream has come so far.
         fn read(&mut self, tensor: &Tensor, stream: &Arc<CudaStream>) -> Result<()> {
-            let (storage, layout) = tensor.storage_and_layout();
-            let Storage::Cuda(storage) = &*storage else {
-                bail!("a result that is not on the card");
-            };
-            let Some((start, end)) = layout.contiguous_offsets() else {
-                bail!("a result that is not contiguous");
-            };
-            let size = tensor.dtype().size_in_bytes();
-            let (address, _read) = match &storage.slice {
-                CudaStorageSlice::F32(slice) => slice.device_ptr(stream),
-                CudaStorageSlice::U8(slice) => slice.device_ptr(stream),
-                _ => bail!("{:?} is not read back", tensor.dtype()),
-            };
-            if (end - start) * size != self.length {
+            if tensor.elem_count() * tensor.dtype().size_in_bytes() != self.length {
                 bail!("a result of another size");
             }
+            let from = address(tensor, stream)?;
             // SAFETY: both are as long as that, and the host's stays where it is.
             unsafe {
                 let to = std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length);
-                let from = address + (start * size) as u64;
                 result::memcpy_dtoh_async(to, from, stream.cu_stream()).w()
             }
         }
@@ -270,6 +355,23 @@ mod cuda {
             // SAFETY: it was allocated so. Where that fails the card is lost, and with it its memory.
             let _ = unsafe { result::free_host(self.start.as_ptr().cast::<c_void>()) };
         }
+    }
+
+    /// Where the elements of a tensor without strides begin on its card, for work on a stream.
+    pub(crate) fn address(tensor: &Tensor, stream: &Arc<CudaStream>) -> Result<u64> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else {
+            bail!("a result that is not on the card");
+        };
+        let Some((start, _)) = layout.contiguous_offsets() else {
+            bail!("a result that is not contiguous");
+        };
+        let (address, _read) = match &storage.slice {
+            CudaStorageSlice::F32(slice) => slice.device_ptr(stream),
+            CudaStorageSlice::U8(slice) => slice.device_ptr(stream),
+            _ => bail!("{:?} is not read back", tensor.dtype()),
+        };
+        Ok(address + (start * tensor.dtype().size_in_bytes()) as u64)
     }
 
     /// Whether a graph copies from the host's memory: from places that were right when it was recorded.

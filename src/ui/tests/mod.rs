@@ -99,6 +99,7 @@ fn draw(app: &mut App) {
         map_size: 1,
         deformation: vec![[0.0, 0.0]],
         occlusion: vec![0.0],
+        lent: None,
     };
     app.show_frame(Shown {
         photo: id,

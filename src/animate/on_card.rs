@@ -12,7 +12,7 @@ use crate::frame::{Prediction, SharedMemory};
 use crate::model::{
     KeypointTensors, Keypoints, ModelConfig, Networks, SourceFeatures, mapped, packed,
 };
-use crate::ops::fused::{self, Recorder, Shared};
+use crate::ops::fused::{self, Recorder, Shared, Staging};
 use crate::ops::maps;
 use crate::ops::threads::Workers;
 
@@ -24,6 +24,7 @@ const STREAMS: usize = 2;
 pub(super) struct OnCard {
     /// Frames as they were recorded; they read what the networks hold, and go before them.
     recorder: Recorder,
+    staging: Staging,
     networks: Form,
     pub(super) card: Card,
     /// Which of the streams they have.
@@ -87,6 +88,7 @@ impl OnCard {
         };
         Ok(Self {
             recorder: Recorder::default(),
+            staging: Staging::default(),
             networks,
             card,
             stream: 0,
@@ -154,7 +156,7 @@ impl OnCard {
     }
 
     /// Makes a photo's features on this stream, if they have not been asked for before.
-    fn prepare(&self, source: &CardSource) -> Result<()> {
+    fn prepare(&mut self, source: &CardSource) -> Result<()> {
         let features = &source.features[self.stream];
         if features.get().is_some() {
             return Ok(());
@@ -307,9 +309,9 @@ impl OnCard {
         )
     }
 
-    fn upload(&self, pictures: &[&[u8]]) -> Result<Tensor> {
+    fn upload(&mut self, pictures: &[&[u8]]) -> Result<Tensor> {
         let side = self.config().image_size as usize;
-        pictures::upload(pictures, side, &self.card.device)
+        pictures::upload(&mut self.staging, pictures, side, &self.card.device)
     }
 }
 

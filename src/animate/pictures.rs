@@ -8,7 +8,7 @@ use image::RgbaImage;
 
 use crate::frame::{Lent, Prediction};
 use crate::model::Moved;
-use crate::ops::fused::{self, floats};
+use crate::ops::fused::{self, Staging, floats};
 
 /// A picture as (1, 3, h, w) in 0..1; alpha is left out.
 pub fn to_tensor(picture: &RgbaImage, device: &Device) -> Result<Tensor> {
@@ -103,16 +103,21 @@ pub fn fill_lent(
     Ok(())
 }
 
-/// Square RGBA pictures of `side` pixels as pixels (b, h, w, 4) on a device.
+/// Square RGBA pictures of `side` pixels as pixels (b, h, w, 4) on a device, by way of `staging`.
 ///
 /// # Panics
 /// When a picture has another size: a fault of the program.
-pub fn upload(pictures: &[&[u8]], side: usize, device: &Device) -> Result<Tensor> {
+pub fn upload(
+    staging: &mut Staging,
+    pictures: &[&[u8]],
+    side: usize,
+    device: &Device,
+) -> Result<Tensor> {
     assert!(
         pictures.iter().all(|rgba| rgba.len() == 4 * side * side),
         "pictures of {side}x{side} pixels"
     );
-    Tensor::from_vec(pictures.concat(), (pictures.len(), side, side, 4), device)
+    staging.upload(pictures, &[pictures.len(), side, side, 4], device)
 }
 
 /// Pixels (b, h, w, 4) of RGBA bytes as pictures (b, 3, h, w) in 0..1.
@@ -189,7 +194,8 @@ mod tests {
     #[test]
     fn what_is_uploaded_becomes_planes_of_shares() {
         let photo = [[255u8, 51, 0, 9].repeat(4), [0, 102, 255, 0].repeat(4)];
-        let pixels = upload(&[&photo[0], &photo[1]], 2, &Device::Cpu).unwrap();
+        let both: [&[u8]; 2] = [&photo[0], &photo[1]];
+        let pixels = upload(&mut Staging::default(), &both, 2, &Device::Cpu).unwrap();
         let planes = planes(&pixels).unwrap();
         assert_eq!(planes.dims(), [2, 3, 2, 2]);
         let green = planes.i((.., 1, 0, 0)).unwrap().to_vec1::<f32>().unwrap();

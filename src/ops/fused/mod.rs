@@ -17,6 +17,7 @@ mod cudnn;
 pub(crate) mod host;
 mod motion;
 mod pictures;
+mod pinned;
 mod recorder;
 mod shared;
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use convolution::{conv2d, fold, scale_shift_relu, up_conv2d};
 pub(crate) use motion::{Motion, PAIR, places};
 pub use motion::{deformation, kept_still, keypoints, opened, pairs, sparse_motion, veiled};
 pub use pictures::{mean_2x2, nearest_x2, pack, reduce, unpack};
+pub use pinned::Staging;
 pub use recorder::{Recorder, floats};
 pub use shared::Shared;
 

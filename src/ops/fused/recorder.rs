@@ -13,8 +13,6 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::shared::Shared;
 use crate::frame::Lent;
-#[cfg(feature = "cuda")]
-pub(super) use cuda::address;
 
 /// What has been recorded, by the name of the work and the shapes of its inputs.
 #[derive(Debug, Default)]
@@ -121,19 +119,17 @@ pub(super) fn bytes(tensor: &Tensor) -> Result<Cow<'static, [u8]>> {
 #[cfg(feature = "cuda")]
 mod cuda {
     use std::collections::HashMap;
-    use std::ffi::c_void;
     use std::mem::MaybeUninit;
-    use std::ptr::NonNull;
     use std::sync::Arc;
 
+    use candle_core::cuda_backend::WrapErr;
     use candle_core::cuda_backend::cudarc::driver::sys::{
         self, CUgraphInstantiate_flags, CUgraphNodeType, CUmemorytype, CUstreamCaptureMode,
     };
-    use candle_core::cuda_backend::cudarc::driver::{
-        CudaGraph, CudaStream, DevicePtr, DriverError, result,
-    };
-    use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
-    use candle_core::{DType, Result, Storage, Tensor, bail};
+    use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, DriverError};
+    use candle_core::{DType, Result, Tensor, bail};
+
+    use crate::ops::fused::pinned::cuda::Pinned;
 
     /// Shapes of one name at most, each with its buffers: a batch of frames has one, and the rest at a clip's end another.
     const MOST: usize = 8;
@@ -312,66 +308,6 @@ mod cuda {
             }
             self.graph.launch().w()
         }
-    }
-
-    /// Memory of the host that stays where it is, so that a card copies to it by itself.
-    struct Pinned {
-        start: NonNull<u8>,
-        length: usize,
-    }
-
-    impl Pinned {
-        /// In the context of a stream that was used by this thread.
-        fn new(length: usize) -> Result<Self> {
-            // SAFETY: whoever reads it has written it before: `Graph::record` runs the graph that does.
-            let start = unsafe { result::malloc_host(length.max(1), 0) }.w()?;
-            match NonNull::new(start.cast::<u8>()) {
-                Some(start) => Ok(Self { start, length }),
-                None => bail!("no memory of the host for a card"),
-            }
-        }
-
-        fn bytes(&self) -> &[u8] {
-            // SAFETY: as long as was allocated, and nothing copies there but a graph, after which is waited.
-            unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
-        }
-
-        /// Copies a tensor there, when the stream has come so far.
-        fn read(&mut self, tensor: &Tensor, stream: &Arc<CudaStream>) -> Result<()> {
-            if tensor.elem_count() * tensor.dtype().size_in_bytes() != self.length {
-                bail!("a result of another size");
-            }
-            let from = address(tensor, stream)?;
-            // SAFETY: both are as long as that, and the host's stays where it is.
-            unsafe {
-                let to = std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length);
-                result::memcpy_dtoh_async(to, from, stream.cu_stream()).w()
-            }
-        }
-    }
-
-    impl Drop for Pinned {
-        fn drop(&mut self) {
-            // SAFETY: it was allocated so. Where that fails the card is lost, and with it its memory.
-            let _ = unsafe { result::free_host(self.start.as_ptr().cast::<c_void>()) };
-        }
-    }
-
-    /// Where the elements of a tensor without strides begin on its card, for work on a stream.
-    pub(crate) fn address(tensor: &Tensor, stream: &Arc<CudaStream>) -> Result<u64> {
-        let (storage, layout) = tensor.storage_and_layout();
-        let Storage::Cuda(storage) = &*storage else {
-            bail!("a result that is not on the card");
-        };
-        let Some((start, _)) = layout.contiguous_offsets() else {
-            bail!("a result that is not contiguous");
-        };
-        let (address, _read) = match &storage.slice {
-            CudaStorageSlice::F32(slice) => slice.device_ptr(stream),
-            CudaStorageSlice::U8(slice) => slice.device_ptr(stream),
-            _ => bail!("{:?} is not read back", tensor.dtype()),
-        };
-        Ok(address + (start * tensor.dtype().size_in_bytes()) as u64)
     }
 
     /// Whether a graph copies from the host's memory: from places that were right when it was recorded.

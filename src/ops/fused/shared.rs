@@ -113,13 +113,18 @@ mod cuda {
     use candle_core::{Result, Tensor, bail};
 
     use crate::frame::Handle;
-    use crate::ops::fused::recorder::address;
+    use crate::ops::fused::pinned::cuda::address;
 
     #[derive(Debug)]
     pub(super) struct Mapped {
         buffer: MappedBuffer,
         stream: Arc<CudaStream>,
     }
+
+    // SAFETY: CUDA takes its handles from any thread, and cudarc makes the context the thread's own before it frees them.
+    unsafe impl Send for Mapped {}
+    // SAFETY: through a shared reference its address is read, and copies are put on a stream, which any thread may do.
+    unsafe impl Sync for Mapped {}
 
     impl Mapped {
         pub(super) fn new(

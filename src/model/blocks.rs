@@ -10,7 +10,7 @@
 use candle_core::{DType, Result, Shape, Tensor, Var};
 use candle_nn::VarBuilder;
 
-use crate::ops::{batch_norm, conv2d::conv2d, fused, resample};
+use crate::ops::{batch_norm, conv2d::conv2d, fused, resample, up_conv2d::up_conv2d};
 
 /// How far the running statistics go towards those of a batch, as PyTorch does by default.
 pub const MOMENTUM: f64 = 0.1;
@@ -128,10 +128,15 @@ impl Conv {
             self.stride,
             self.groups,
         )?;
+        self.finish(&y, relu)
+    }
+
+    /// What follows the sums.
+    fn finish(&self, y: &Tensor, relu: bool) -> Result<Tensor> {
         match &self.norm {
-            Some(norm) => norm.forward(&y, relu),
+            Some(norm) => norm.forward(y, relu),
             None if relu => y.relu(),
-            None => Ok(y),
+            None => Ok(y.clone()),
         }
     }
 
@@ -141,7 +146,11 @@ impl Conv {
             (Some(folded), Some(bias)) if fused::fuses(x) => {
                 fused::up_conv2d(x, &self.weight, folded, bias, true)
             }
-            _ => self.forward_relu(&resample::nearest_x2(x)?),
+            _ if fused::fuses(x) => self.forward_relu(&resample::nearest_x2(x)?),
+            _ => {
+                let y = up_conv2d(x, &self.weight, self.bias.as_ref())?;
+                self.finish(&y, true)
+            }
         }
     }
 

@@ -12,7 +12,7 @@
 
 use std::cell::Cell;
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::unfold::{Element, Values, Window, correlate, depthwise, gather, scatter};
@@ -260,14 +260,7 @@ impl Conv2d {
         let of_bias = if !wanted[2] {
             None
         } else {
-            let plane = out[2] * out[3];
-            let sum = |channel: usize| {
-                let planes =
-                    (0..out[0]).map(|i| T::sum(&grad[(i * c_out + channel) * plane..][..plane]));
-                T::from_f64(planes.sum())
-            };
-            let sums: Vec<T> = (0..c_out).into_par_iter().map(sum).collect();
-            Some(Tensor::from_vec(sums, c_out, device)?)
+            Some(bias_gradient::<T>(&grad, out, device)?)
         };
         Ok([of_x, of_weight, of_bias])
     }
@@ -324,9 +317,29 @@ impl CustomOp3 for Conv2d {
     }
 }
 
+/// What convolutions multiply on this thread.
+pub(super) fn products() -> Products {
+    PRODUCTS.get()
+}
+
+/// The gradient of a bias: the sum of all pixels of each channel of `grad` (b, c, h, w).
+pub(super) fn bias_gradient<T: Element>(
+    grad: &[T],
+    [b, channels, h, w]: [usize; 4],
+    device: &Device,
+) -> Result<Tensor> {
+    let plane = h * w;
+    let sum = |channel: usize| {
+        let planes = (0..b).map(|i| T::sum(&grad[(i * channels + channel) * plane..][..plane]));
+        T::from_f64(planes.sum())
+    };
+    let sums: Vec<T> = (0..channels).into_par_iter().map(sum).collect();
+    Tensor::from_vec(sums, channels, device)
+}
+
 /// (a, b, k, k) to (b, a, k, k), every kernel turned by half a turn: the same convolution seen from its
 /// output.
-fn flip<T: Element>(weight: &[T], a: usize, b: usize, k: usize) -> Vec<T> {
+pub(super) fn flip<T: Element>(weight: &[T], a: usize, b: usize, k: usize) -> Vec<T> {
     let taps = k * k;
     let mut flipped = vec![T::from_f64(0.0); weight.len()];
     for i in 0..a {
@@ -343,8 +356,6 @@ fn flip<T: Element>(weight: &[T], a: usize, b: usize, k: usize) -> Vec<T> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::super::gradient;
     use super::*;
 

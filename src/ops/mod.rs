@@ -41,5 +41,6 @@ pub mod simd;
 pub mod thin;
 pub mod threads;
 mod unfold;
+pub mod up_conv2d;
 pub mod warp;
 mod winograd;

@@ -92,8 +92,6 @@ pub(super) fn gather(
     c_out: usize,
     window: Window,
 ) -> Option<Vec<f32>> {
-    let [b, c, height, width] = dims;
-    let size = Size { height, width };
     let spec = Spec {
         kernel: window.side,
         padding: window.padding,
@@ -106,16 +104,23 @@ pub(super) fn gather(
     if keeps_size && c_out <= thin::OUTS {
         return to_few(x, dims, weight, bias, spec);
     }
+    convolve(x, dims, weight, bias, spec, false)
+}
+
+/// The same by what `spec` says; with `pool`, the means of 2x2 of that. None when no thread can be had.
+pub(super) fn convolve(
+    x: &[f32],
+    [b, c, height, width]: [usize; 4],
+    weight: &[f32],
+    bias: &[f32],
+    spec: Spec,
+    pool: bool,
+) -> Option<Vec<f32>> {
+    let (c_out, size) = (bias.len(), Size { height, width });
     Engine::with(|engine| {
-        let conv = Conv::new(
-            spec,
-            weight,
-            bias,
-            &Channels::new(c),
-            size,
-            engine.workers.isa,
-        );
-        let to = conv.output_size(size, false);
+        let isa = engine.workers.isa;
+        let conv = Conv::new(spec, weight, bias, &Channels::new(c), size, isa);
+        let to = conv.output_size(size, pool);
         let length = to.values(c_out.div_ceil(BLOCK));
         let mut y = vec![0.0; b * c_out * to.pixels()];
         engine.output.grow(length);
@@ -123,7 +128,11 @@ pub(super) fn gather(
         for (x, y) in pictures.zip(y.chunks_exact_mut((c_out * to.pixels()).max(1))) {
             let input = blocks(&engine.workers, x, size, &mut engine.input);
             let output = &mut engine.output[..length];
-            conv.run(&engine.workers, input, size, output, Epilogue::default());
+            let epilogue = Epilogue {
+                pool,
+                ..Epilogue::default()
+            };
+            conv.run(&engine.workers, input, size, output, epilogue);
             let of_block = to.values(1);
             engine
                 .workers

@@ -330,14 +330,20 @@ mod tests {
         Engine::on_card(&config, &checkpoint.tensors, &card, card.usual, workers).unwrap()
     }
 
-    #[test]
-    fn a_card_that_fails_makes_less_at_once_and_gives_way_to_the_cpu() {
-        let mut engine = engine();
+    /// A photo, as it was and in another pose.
+    fn posed(engine: &mut Engine) -> (Source, Keypoints) {
         let side = engine.config().image_size as usize;
         let photo: Vec<u8> = (0..4 * side * side).map(|i| (i * 7 % 256) as u8).collect();
         let source = engine.encode(&photo);
         let mut pose = source.keypoints().clone();
         pose.value[0][0] += 0.2;
+        (source, pose)
+    }
+
+    #[test]
+    fn a_card_that_fails_makes_less_at_once_and_gives_way_to_the_cpu() {
+        let mut engine = engine();
+        let (source, pose) = posed(&mut engine);
         let moves = [(&source, source.keypoints()), (&source, &pose)];
         let mut on_card = vec![Prediction::default(); 2];
         engine.generate_all(&moves, &mut on_card);
@@ -380,11 +386,7 @@ mod tests {
         use crate::frame::Handle;
 
         let mut engine = engine();
-        let side = engine.config().image_size as usize;
-        let photo: Vec<u8> = (0..4 * side * side).map(|i| (i * 7 % 256) as u8).collect();
-        let source = engine.encode(&photo);
-        let mut pose = source.keypoints().clone();
-        pose.value[0][0] += 0.2;
+        let (source, pose) = posed(&mut engine);
         let moves = [(&source, source.keypoints()), (&source, &pose)];
         let mut read = vec![Prediction::default(); 2];
         engine.generate_all(&moves, &mut read);
@@ -397,7 +399,7 @@ mod tests {
             };
             SharedMemory::new(handle, place, 3)
         };
-        let place = (4 * side * side + 12 * read[0].deformation.len()) as u64;
+        let place = (read[0].rgba.len() + 12 * read[0].deformation.len()) as u64;
         let shared = memory(place);
         engine.share(Some(&shared)).unwrap();
         let mut left = vec![Prediction::default(); 2];

@@ -218,7 +218,8 @@ fn own_memory(
     })
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use std::os::fd::IntoRawFd;
 

@@ -84,138 +84,150 @@ fn export(_: &wgpu::Device, _: u64) -> Result<(wgpu::Buffer, Handle), String> {
 /// Makes a buffer whose memory others may take for theirs.
 #[cfg(target_os = "linux")]
 fn export(device: &wgpu::Device, bytes: u64) -> Result<(wgpu::Buffer, Handle), String> {
-    use std::fs::File;
-    use std::os::fd::FromRawFd;
+    use wgpu::hal::api::Vulkan;
 
-    use ash::{khr::external_memory_fd, vk};
-    use wgpu::hal::{api::Vulkan, vulkan};
-
-    let said = |error: vk::Result| error.to_string();
     // SAFETY: nothing of the device is destroyed, and what is made on it is wgpu's in the end.
     let Some(hal) = (unsafe { device.as_hal::<Vulkan>() }) else {
         return Err("it is not used by Vulkan".to_owned());
     };
-    let extensions = hal.enabled_device_extensions();
-    let instance = hal.shared_instance();
-    if !extensions.contains(&external_memory_fd::NAME)
-        || instance.instance_api_version() < vk::API_VERSION_1_1
-    {
-        return Err("its driver has no VK_KHR_external_memory_fd".to_owned());
-    }
-    let (raw, instance) = (hal.raw_device(), instance.raw_instance());
-    let card = hal.raw_physical_device();
-    let kind = vk::ExternalMemoryHandleTypeFlags::OPAQUE_FD;
-    let flags = vk::BufferUsageFlags::STORAGE_BUFFER
-        | vk::BufferUsageFlags::TRANSFER_SRC
-        | vk::BufferUsageFlags::TRANSFER_DST;
-
-    let asked = vk::PhysicalDeviceExternalBufferInfo::default()
-        .usage(flags)
-        .handle_type(kind);
-    let mut answer = vk::ExternalBufferProperties::default();
-    let mut identity = vk::PhysicalDeviceIDProperties::default();
-    let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut identity);
-    // SAFETY: a card of this instance, which is of Vulkan 1.1.
-    let kinds = unsafe {
-        instance.get_physical_device_external_buffer_properties(card, &asked, &mut answer);
-        instance.get_physical_device_properties2(card, &mut properties);
-        instance.get_physical_device_memory_properties(card)
+    let card = linux::card(&hal)?;
+    let (buffer, file, size) = linux::allocate(&hal, bytes)?;
+    drop(hal);
+    let description = wgpu::BufferDescriptor {
+        label: Some("shared predictions"),
+        size: bytes,
+        usage: wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_SRC
+            | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
     };
-    let can = answer.external_memory_properties.external_memory_features;
-    if !can.contains(vk::ExternalMemoryFeatureFlags::EXPORTABLE)
-        || can.contains(vk::ExternalMemoryFeatureFlags::DEDICATED_ONLY)
-    {
-        return Err("its driver does not export buffers".to_owned());
+    // SAFETY: it was made on this device for these uses. What it holds at first is of no meaning to anybody.
+    let buffer = unsafe { device.create_buffer_from_hal::<Vulkan>(buffer, &description) };
+    let handle = Handle {
+        file,
+        bytes: size,
+        card,
+    };
+    Ok((buffer, handle))
+}
+
+/// Vulkan itself.
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::fs::File;
+    use std::os::fd::FromRawFd;
+
+    use ash::khr::external_memory_fd;
+    use ash::vk::{self, ExternalMemoryFeatureFlags as Features};
+    use wgpu::hal::vulkan::{Buffer, Device};
+
+    const KIND: vk::ExternalMemoryHandleTypeFlags = vk::ExternalMemoryHandleTypeFlags::OPAQUE_FD;
+
+    /// What the buffer is used for.
+    fn uses() -> vk::BufferUsageFlags {
+        vk::BufferUsageFlags::STORAGE_BUFFER
+            | vk::BufferUsageFlags::TRANSFER_SRC
+            | vk::BufferUsageFlags::TRANSFER_DST
     }
 
-    let mut external = vk::ExternalMemoryBufferCreateInfo::default().handle_types(kind);
-    let wanted = vk::BufferCreateInfo::default()
-        .size(bytes)
-        .usage(flags)
-        .sharing_mode(vk::SharingMode::EXCLUSIVE)
-        .push_next(&mut external);
-    // SAFETY: the device is alive, and the description whole.
-    let buffer = unsafe { raw.create_buffer(&wanted, None) }.map_err(said)?;
-    // SAFETY: a buffer of this device.
-    let needs = unsafe { raw.get_buffer_memory_requirements(buffer) };
-    let memory = match own_memory(&kinds, &needs) {
-        Some(index) => {
-            let mut exported = vk::ExportMemoryAllocateInfo::default().handle_types(kind);
+    /// The card's UUID, if it can export such a buffer.
+    pub(super) fn card(device: &Device) -> Result<[u8; vk::UUID_SIZE], String> {
+        let instance = device.shared_instance();
+        let extensions = device.enabled_device_extensions();
+        if !extensions.contains(&external_memory_fd::NAME)
+            || instance.instance_api_version() < vk::API_VERSION_1_1
+        {
+            return Err("its driver has no VK_KHR_external_memory_fd".to_owned());
+        }
+        let (instance, card) = (instance.raw_instance(), device.raw_physical_device());
+        let asked = vk::PhysicalDeviceExternalBufferInfo::default()
+            .usage(uses())
+            .handle_type(KIND);
+        let mut answer = vk::ExternalBufferProperties::default();
+        let mut identity = vk::PhysicalDeviceIDProperties::default();
+        let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut identity);
+        // SAFETY: a card of this instance, which is of Vulkan 1.1.
+        unsafe {
+            instance.get_physical_device_external_buffer_properties(card, &asked, &mut answer);
+            instance.get_physical_device_properties2(card, &mut properties);
+        }
+        let can = answer.external_memory_properties.external_memory_features;
+        if !can.contains(Features::EXPORTABLE) || can.contains(Features::DEDICATED_ONLY) {
+            return Err("its driver does not export buffers".to_owned());
+        }
+        Ok(identity.device_uuid)
+    }
+
+    /// A buffer, what the system calls its memory, and how large that is.
+    pub(super) fn allocate(device: &Device, bytes: u64) -> Result<(Buffer, File, u64), String> {
+        let raw = device.raw_device();
+        let mut external = vk::ExternalMemoryBufferCreateInfo::default().handle_types(KIND);
+        let wanted = vk::BufferCreateInfo::default()
+            .size(bytes)
+            .usage(uses())
+            .sharing_mode(vk::SharingMode::EXCLUSIVE)
+            .push_next(&mut external);
+        // SAFETY: the device is alive, and the description whole.
+        let buffer = unsafe { raw.create_buffer(&wanted, None) }.map_err(|e| e.to_string())?;
+        // SAFETY: a buffer of this device.
+        let needs = unsafe { raw.get_buffer_memory_requirements(buffer) };
+        let memory = own_memory(device, &needs).and_then(|kind| {
+            let mut exported = vk::ExportMemoryAllocateInfo::default().handle_types(KIND);
             let wanted = vk::MemoryAllocateInfo::default()
                 .allocation_size(needs.size)
-                .memory_type_index(index)
+                .memory_type_index(kind)
                 .push_next(&mut exported);
             // SAFETY: as much and of a kind as the buffer needs.
-            unsafe { raw.allocate_memory(&wanted, None) }.map_err(said)
-        }
-        None => Err("it has no memory of its own for buffers".to_owned()),
-    };
-    let memory = match memory {
-        Ok(memory) => memory,
-        Err(why) => {
+            unsafe { raw.allocate_memory(&wanted, None) }.map_err(|e| e.to_string())
+        });
+        let memory = memory.inspect_err(|_| {
             // SAFETY: nobody else knows it.
             unsafe { raw.destroy_buffer(buffer, None) };
-            return Err(why);
-        }
-    };
-    let wanted = vk::MemoryGetFdInfoKHR::default()
-        .memory(memory)
-        .handle_type(kind);
-    // SAFETY: buffer and memory were made for each other, and the memory to be exported.
-    let descriptor = unsafe {
-        raw.bind_buffer_memory(buffer, memory, 0)
-            .and_then(|()| external_memory_fd::Device::new(instance, raw).get_memory_fd(&wanted))
-    };
-    let descriptor = match descriptor {
-        Ok(descriptor) => descriptor,
-        Err(error) => {
+        })?;
+        let wanted = vk::MemoryGetFdInfoKHR::default()
+            .memory(memory)
+            .handle_type(KIND);
+        let instance = device.shared_instance().raw_instance();
+        // SAFETY: buffer and memory were made for each other, and the memory to be exported.
+        let descriptor = unsafe {
+            raw.bind_buffer_memory(buffer, memory, 0).and_then(|()| {
+                external_memory_fd::Device::new(instance, raw).get_memory_fd(&wanted)
+            })
+        };
+        let descriptor = descriptor.map_err(|error| {
             // SAFETY: nobody else knows them.
             unsafe {
                 raw.destroy_buffer(buffer, None);
                 raw.free_memory(memory, None);
             }
-            return Err(said(error));
-        }
-    };
-    drop(hal);
-    // SAFETY: Vulkan has given the descriptor away; buffer and memory belong together and to wgpu from here on. What they hold
-    // at first is of no meaning to anybody.
-    let (file, buffer) = unsafe {
-        let buffer = vulkan::Buffer::from_raw_managed(buffer, memory, 0, needs.size);
-        let description = wgpu::BufferDescriptor {
-            label: Some("shared predictions"),
-            size: bytes,
-            usage: wgpu::BufferUsages::STORAGE
-                | wgpu::BufferUsages::COPY_SRC
-                | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
+            error.to_string()
+        })?;
+        // SAFETY: Vulkan has given the descriptor away, and buffer and memory are wgpu's from here on.
+        let (file, buffer) = unsafe {
+            let buffer = Buffer::from_raw_managed(buffer, memory, 0, needs.size);
+            (File::from_raw_fd(descriptor), buffer)
         };
-        (
-            File::from_raw_fd(descriptor),
-            device.create_buffer_from_hal::<Vulkan>(buffer, &description),
-        )
-    };
-    let handle = Handle {
-        file,
-        bytes: needs.size,
-        card: identity.device_uuid,
-    };
-    Ok((buffer, handle))
-}
+        Ok((buffer, file, needs.size))
+    }
 
-/// The kind of memory that is the card's own and that a buffer can have.
-#[cfg(target_os = "linux")]
-fn own_memory(
-    kinds: &ash::vk::PhysicalDeviceMemoryProperties,
-    needs: &ash::vk::MemoryRequirements,
-) -> Option<u32> {
-    let own = ash::vk::MemoryPropertyFlags::DEVICE_LOCAL;
-    (0..kinds.memory_type_count).find(|&kind| {
-        needs.memory_type_bits & (1 << kind) != 0
-            && kinds.memory_types[kind as usize]
-                .property_flags
-                .contains(own)
-    })
+    /// The kind of memory that is the card's own and that a buffer can have.
+    pub(super) fn own_memory(
+        device: &Device,
+        needs: &vk::MemoryRequirements,
+    ) -> Result<u32, String> {
+        let instance = device.shared_instance().raw_instance();
+        let card = device.raw_physical_device();
+        // SAFETY: a card of this instance.
+        let kinds = unsafe { instance.get_physical_device_memory_properties(card) };
+        let own = |&kind: &u32| {
+            let flags = kinds.memory_types[kind as usize].property_flags;
+            needs.memory_type_bits & (1 << kind) != 0
+                && flags.contains(vk::MemoryPropertyFlags::DEVICE_LOCAL)
+        };
+        (0..kinds.memory_type_count)
+            .find(own)
+            .ok_or_else(|| "it has no memory of its own for buffers".to_owned())
+    }
 }
 
 #[cfg(test)]
@@ -247,12 +259,8 @@ mod tests {
             // become wgpu's.
             let buffer = unsafe {
                 let hal = context.device.as_hal::<Vulkan>().unwrap();
-                let (raw, card_here) = (hal.raw_device(), hal.raw_physical_device());
-                let instance = hal.shared_instance().raw_instance();
-                let mut identity = vk::PhysicalDeviceIDProperties::default();
-                let mut all = vk::PhysicalDeviceProperties2::default().push_next(&mut identity);
-                instance.get_physical_device_properties2(card_here, &mut all);
-                assert_eq!(identity.device_uuid, card);
+                let raw = hal.raw_device();
+                assert_eq!(linux::card(&hal).unwrap(), card);
 
                 let mut external = vk::ExternalMemoryBufferCreateInfo::default().handle_types(kind);
                 let wanted = vk::BufferCreateInfo::default()
@@ -261,13 +269,12 @@ mod tests {
                     .push_next(&mut external);
                 let buffer = raw.create_buffer(&wanted, None).unwrap();
                 let needs = raw.get_buffer_memory_requirements(buffer);
-                let kinds = instance.get_physical_device_memory_properties(card_here);
                 let mut imported = vk::ImportMemoryFdInfoKHR::default()
                     .handle_type(kind)
                     .fd(file.into_raw_fd());
                 let wanted = vk::MemoryAllocateInfo::default()
                     .allocation_size(bytes)
-                    .memory_type_index(own_memory(&kinds, &needs).unwrap())
+                    .memory_type_index(linux::own_memory(&hal, &needs).unwrap())
                     .push_next(&mut imported);
                 let memory = raw.allocate_memory(&wanted, None).unwrap();
                 raw.bind_buffer_memory(buffer, memory, 0).unwrap();

@@ -187,7 +187,7 @@ fn run_training(args: &Args, stop: &AtomicBool) -> Result<(), Failure> {
     }
     let left_out = trainer.dataset().left_out();
     if !left_out.is_empty() {
-        eprintln!("{} files were not used:", left_out.len());
+        eprintln!("not used ({}):", left_out.len());
         for (path, why) in left_out.iter().take(20) {
             eprintln!("  {}: {why}", path.display());
         }
@@ -288,7 +288,7 @@ fn run_prepare(args: &PrepareArgs, stop: &AtomicBool) -> Result<(), Failure> {
     bar.finish_and_clear();
     let report = report?;
     eprintln!(
-        "{} clips gave {} parts of {} frames in {}",
+        "{} clips gave {} parts with {} frames in all, in {}",
         report.clips.len(),
         report.parts(),
         report.frames(),

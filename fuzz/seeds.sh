@@ -32,3 +32,14 @@ for path in glob.glob("corpus/torch_zip/*"):
         pass  # Hostile seeds are for the zip target alone.
 PY
 cp corpus/pdparams/* corpus/pickle/
+mkdir -p corpus/written corpus/take
+cp ../configs/*.yaml ../tests/train/*.yaml ../weights/manifest.toml corpus/written/
+python3 - <<'PY'
+import json, struct
+config = {"model": "mimic-small", "keypoints": 2, "jacobian": True}
+for name, jacobian in ("with", True), ("without", False):
+    header = json.dumps({**config, "jacobian": jacobian}).encode()
+    numbers = 1 + 2 * (6 if jacobian else 2)
+    records = b"".join(struct.pack(f"<{numbers}f", i / 25, *[0.1 * i] * (numbers - 1)) for i in range(3))
+    open(f"corpus/take/{name}.take", "wb").write(b"mimic-take 1\n" + header + b"\n" + records)
+PY

@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_not_lent_anew_before_it_was_read() {
+    fn a_place_comes_back_when_it_was_read_and_nobody_keeps_it() {
         let Some((mut compositor, memory)) = sharing() else {
             return;
         };
@@ -394,9 +394,10 @@ mod tests {
         compositor
             .compose(&there, &PasteSettings::default())
             .unwrap();
-        drop(there);
         // Reading the picture waits for what was submitted before.
         compositor.output().unwrap();
+        assert!(memory.lend(1).is_none(), "they may be composed again");
+        drop(there);
         assert!(memory.lend(CROPS.len()).is_some(), "they were read");
         drop(others);
     }
